@@ -1,0 +1,96 @@
+//! Which pack holds a chunk. Derived from pack footers: deleting it loses nothing.
+
+mod memory;
+mod rocks;
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+
+use backstay_format::pack::{Encoding, PackEntry, PackKind};
+use backstay_format::{ChunkId, PackId, PointId};
+
+use crate::error::Result;
+
+pub(crate) use memory::MemoryIndex;
+pub(crate) use rocks::RocksIndex;
+
+/// Which index a repository uses.
+#[derive(Clone, Debug)]
+pub enum IndexChoice {
+    /// RocksDB in this directory, shared by all processes of this host.
+    Directory(PathBuf),
+    /// In memory: read anew from the footers at every opening.
+    Memory,
+}
+
+/// Where a chunk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChunkLocation {
+    pub(crate) pack: PackId,
+    pub(crate) kind: PackKind,
+    pub(crate) offset: u32,
+    pub(crate) stored_len: u32,
+    pub(crate) raw_len: u32,
+    pub(crate) encoding: Encoding,
+}
+
+impl ChunkLocation {
+    pub(crate) fn new(pack: PackId, kind: PackKind, e: &PackEntry) -> Self {
+        Self {
+            pack,
+            kind,
+            offset: e.offset,
+            stored_len: e.stored_len,
+            raw_len: e.raw_len,
+            encoding: e.encoding,
+        }
+    }
+
+    pub(crate) fn entry(&self, id: ChunkId) -> PackEntry {
+        PackEntry {
+            id,
+            offset: self.offset,
+            stored_len: self.stored_len,
+            raw_len: self.raw_len,
+            encoding: self.encoding,
+        }
+    }
+}
+
+/// What the index knows of a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PackInfo {
+    pub(crate) chunks: u32,
+    pub(crate) len: u64,
+}
+
+/// The index as the rest of the store uses it. All methods may be called from many threads.
+pub(crate) trait ChunkIndex: Send + Sync + Debug {
+    /// Where each chunk is, in the order asked; nothing for chunks in no present pack.
+    fn get_many(&self, ids: &[ChunkId], out: &mut Vec<Option<ChunkLocation>>) -> Result<()>;
+
+    /// Adds a durable pack (FORMAT.md, rule O5). This process sees it at once; others after
+    /// [`ChunkIndex::publish`].
+    fn add_pack(&self, pack: PackId, kind: PackKind, len: u64, entries: &[PackEntry])
+    -> Result<()>;
+
+    /// Makes what was added visible to other processes. May do nothing where that fails for want
+    /// of space or rights: others then read the footers themselves.
+    fn publish(&self) -> Result<()>;
+
+    /// Learns what other processes published.
+    fn catch_up(&self) -> Result<()>;
+
+    /// The packs it knows, sorted.
+    fn packs(&self) -> Vec<(PackId, PackInfo)>;
+
+    /// Forgets packs that are gone: their chunks count as absent from now on, and no point counts
+    /// as complete any more.
+    fn drop_packs(&self, packs: &[PackId]) -> Result<()>;
+
+    /// Notes that every chunk of a point was in a present pack when it was committed.
+    fn set_complete(&self, point: PointId) -> Result<()>;
+
+    /// Whether every chunk of the point is known to be in a present pack.
+    fn is_complete(&self, point: PointId) -> bool;
+}

@@ -1,0 +1,46 @@
+//! The repository: storage, packs, index, keys, sessions, reading and checking.
+//!
+//! Packs and recovery points are the truth. The index is derived from pack footers and may be
+//! deleted at any time. What is written, in which order, and why, stands in
+//! `chunkstore/docs/FORMAT.md`; rules are cited here by number (O1, O2, ...).
+#![forbid(unsafe_code)]
+
+mod check;
+mod diff;
+mod entropy;
+mod error;
+mod index;
+mod key;
+mod keys;
+mod location;
+mod pack;
+mod progress;
+mod read;
+mod repository;
+mod seal;
+mod secret;
+mod session;
+mod storage;
+mod vfs;
+
+pub use backstay_format::config::{Encryption, RepoConfig};
+pub use backstay_format::point::{Consistency, DiskRecord, Origin, PointStats, RecoveryPoint};
+pub use backstay_format::{ChunkId, ChunkIndex, ChunkSize, PackId, PointId, RepoId, SlotId};
+
+pub use check::{CheckOptions, CheckReport, Damage, DamageKind, PackCheckReport};
+pub use diff::{DiffExtent, DiffKind};
+pub use entropy::{Entropy, SystemEntropy};
+pub use error::{Error, ErrorKind};
+pub use index::IndexChoice;
+pub use key::{Folder, ObjectKey};
+pub use location::Location;
+pub use progress::{NoProgress, Progress};
+pub use read::{ImageReader, ReadScratch};
+pub use repository::{InitOptions, KeySlotInfo, OpenOptions, PointList, RepoStats, Repository};
+pub use secret::{Secret, Unlock};
+pub use session::{ChunkStats, ImageWriter, NewPoint, WriteScratch, WriteSession};
+pub use storage::{FaultPlan, FaultStorage, LocalStorage, MemoryStorage, Storage};
+pub use vfs::{RealFs, Vfs, VfsRead, VfsWrite};
+
+#[cfg(feature = "testkit")]
+pub mod testkit;

@@ -1,0 +1,7 @@
+//! Packs as the store makes and reads them.
+
+mod builder;
+mod footer;
+
+pub(crate) use builder::{ClosedPack, OpenPack, Reservation};
+pub(crate) use footer::{read_footer, verify_pack_bytes};

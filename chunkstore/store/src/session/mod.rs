@@ -1,0 +1,118 @@
+//! Writing: a session takes chunks from many threads, fills packs, and ends with one recovery
+//! point or with nothing.
+
+mod image_writer;
+mod packer;
+mod tree_builder;
+
+use std::sync::Arc;
+
+use backstay_format::point::{Consistency, DiskRecord, Origin, PointStats, RecoveryPoint};
+use backstay_format::{PointId, envelope::Envelope, magic};
+use jiff::Timestamp;
+
+use crate::entropy::array;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::ObjectKey;
+use crate::read::ImageReader;
+use crate::repository::Inner;
+
+pub use image_writer::{ChunkStats, ImageWriter, WriteScratch};
+use packer::Packer;
+
+/// What the caller knows of a new recovery point.
+#[derive(Clone, Debug)]
+pub struct NewPoint {
+    /// The machine.
+    pub machine: String,
+    /// When the backup was made.
+    pub time: Timestamp,
+    /// How the machine was held still.
+    pub consistency: Consistency,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// A note by the user.
+    pub note: Option<String>,
+    /// The point before it.
+    pub parent: Option<PointId>,
+    /// Bytes read from the sources.
+    pub read_bytes: u64,
+    /// Bytes that were holes.
+    pub hole_bytes: u64,
+}
+
+/// One backup being written. Shared by threads through `&self`; dropped without commit, it leaves
+/// chunks behind that a later backup finds, and no recovery point.
+///
+/// After an error every further call fails: what was promised so far is not known any more.
+#[derive(Debug)]
+pub struct WriteSession {
+    repo: Arc<Inner>,
+    packer: Arc<Packer>,
+    base: Option<RecoveryPoint>,
+}
+
+impl WriteSession {
+    pub(crate) fn begin(repo: Arc<Inner>, base: Option<&RecoveryPoint>) -> Result<Self> {
+        repo.synchronise()?;
+        // The base is trusted only if every chunk of it is known to be in a present pack.
+        let index = repo.index()?;
+        let base = base.filter(|p| index.is_complete(p.id)).cloned();
+        let packer = Packer::start(repo.clone())?;
+        Ok(Self { repo, packer, base })
+    }
+
+    /// Starts a disk. `name` must be unlike the others' and stay within the bounds of
+    /// [`backstay_format::point::check_name`]; commit checks it.
+    pub fn image(&self, name: &str, source: &str, size_bytes: u64) -> ImageWriter {
+        ImageWriter::new(self.packer.clone(), name, source, size_bytes, self.base_reader(name))
+    }
+
+    /// The same disk in the base, if it can serve to recognise unchanged chunks.
+    fn base_reader(&self, name: &str) -> Option<ImageReader> {
+        let disk = self.base.as_ref()?.disk(name)?;
+        // A base that cannot be read is no reason to fail: chunks are looked up one by one then.
+        ImageReader::new(self.repo.clone(), disk).ok()
+    }
+
+    /// Makes everything durable, then writes the recovery point. When this returns `Ok` the point
+    /// survives a power cut (FORMAT.md, rules O2 and O3); on an error there is no point.
+    pub fn commit(self, new: NewPoint, disks: Vec<DiskRecord>) -> Result<RecoveryPoint> {
+        let stored_bytes = self.packer.barrier()?;
+        let stored = self.packer.stats();
+        let point = RecoveryPoint {
+            id: PointId::from_bytes(array(self.repo.entropy())),
+            machine: new.machine,
+            time: new.time,
+            disks,
+            parent: new.parent,
+            consistency: new.consistency,
+            origin: new.origin,
+            stats: PointStats {
+                read_bytes: new.read_bytes,
+                hole_bytes: new.hole_bytes,
+                new_chunks: stored.new_chunks,
+                new_bytes: stored.new_bytes,
+                stored_bytes,
+            },
+            note: new.note,
+        };
+        let invalid = |e| Error::format("the recovery point cannot be written", e);
+        point.check(self.repo.config().chunk_size).map_err(invalid)?;
+        let repo_id = self.repo.config().id;
+        let payload = point.encode().map_err(invalid)?;
+        let keys = self.repo.keys();
+        let payload = keys.seal_point(repo_id, point.id, payload, self.repo.entropy());
+        if payload.len() > backstay_format::limits::POINT_PAYLOAD_MAX as usize {
+            return Err(Error::new(ErrorKind::Invalid, "the recovery point's record is too long"));
+        }
+        let envelope = Envelope { repo_id, sealed: keys.sealed(), payload };
+        let bytes = envelope.encode(magic::POINT).map_err(invalid)?;
+        // O2: the packs are durable by now, so the point may become visible.
+        self.repo.storage().put(ObjectKey::Point(point.id), &[&bytes])?;
+        let index = self.repo.index()?;
+        index.set_complete(point.id)?;
+        index.publish()?;
+        Ok(point)
+    }
+}

@@ -1,0 +1,1 @@
+//! Tests larger than a unit: end to end, conformance, crash, damage, model.

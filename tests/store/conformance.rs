@@ -1,0 +1,167 @@
+//! One suite over every storage.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use backstay_store::testkit::{SeededEntropy, SimFs};
+use backstay_store::{
+    Entropy, ErrorKind, FaultPlan, FaultStorage, Folder, LocalStorage, MemoryStorage, ObjectKey,
+    PackId, PointId, SlotId, Storage,
+};
+
+fn pack(n: u8) -> ObjectKey {
+    ObjectKey::Pack(PackId::from_bytes([n; 16]))
+}
+
+fn suite(storage: &dyn Storage) {
+    put_get_and_never_overwrite(storage);
+    ranges(storage);
+    lists(storage);
+    deletes(storage);
+    races(storage);
+}
+
+fn put_get_and_never_overwrite(s: &dyn Storage) {
+    s.put(pack(1), &[b"hello ", b"", b"world"]).unwrap();
+    assert_eq!(s.get(pack(1), 100).unwrap(), b"hello world");
+    assert_eq!(s.size(pack(1)).unwrap(), 11);
+    let e = s.put(pack(1), &[b"other"]).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Exists);
+    assert_eq!(s.get(pack(1), 100).unwrap(), b"hello world");
+    s.put(pack(2), &[]).unwrap();
+    assert_eq!(s.get(pack(2), 0).unwrap(), b"");
+    assert_eq!(s.get(pack(1), 10).unwrap_err().kind(), ErrorKind::Damaged);
+    for missing in [pack(99), ObjectKey::Config, ObjectKey::Point(PointId::from_bytes([9; 16]))] {
+        assert_eq!(s.get(missing, 10).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(s.size(missing).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(s.read_at(missing, 0, &mut [0]).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+}
+
+fn ranges(s: &dyn Storage) {
+    let mut buf = [0u8; 5];
+    s.read_at(pack(1), 6, &mut buf).unwrap();
+    assert_eq!(&buf, b"world");
+    s.read_at(pack(1), 11, &mut []).unwrap();
+    for (offset, len) in [(7, 5), (11, 1), (12, 1), (u64::MAX, 1)] {
+        let mut buf = vec![0u8; len];
+        let e = s.read_at(pack(1), offset, &mut buf).unwrap_err();
+        assert!(matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Io), "{offset}+{len}: {e}");
+    }
+}
+
+fn lists(s: &dyn Storage) {
+    let point = ObjectKey::Point(PointId::from_bytes([3; 16]));
+    let slot = ObjectKey::Slot(SlotId::from_bytes([4; 8]));
+    s.put(point, &[b"p"]).unwrap();
+    s.put(slot, &[b"s"]).unwrap();
+    s.put(ObjectKey::Config, &[b"c"]).unwrap();
+    for n in 10..60u8 {
+        s.put(pack(n), &[&[n]]).unwrap();
+    }
+    assert_eq!(s.list(Folder::Points).unwrap(), vec![point]);
+    assert_eq!(s.list(Folder::Slots).unwrap(), vec![slot]);
+    let packs = s.list(Folder::Packs).unwrap();
+    assert_eq!(packs.len(), 52);
+    assert!(packs.is_sorted());
+}
+
+fn deletes(s: &dyn Storage) {
+    s.delete(pack(10)).unwrap();
+    assert_eq!(s.delete(pack(10)).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(s.get(pack(10), 10).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(s.list(Folder::Packs).unwrap().len(), 51);
+    s.put(pack(10), &[b"again"]).unwrap();
+    assert_eq!(s.get(pack(10), 10).unwrap(), b"again");
+}
+
+/// Of many who create the same object, exactly one succeeds, and its bytes are there whole.
+fn races(s: &dyn Storage) {
+    for n in 100..110u8 {
+        let won: Vec<u8> = std::thread::scope(|scope| {
+            let put = |who: u8| s.put(pack(n), &[&[who; 5000], &[who; 5000]]).is_ok();
+            let threads: Vec<_> = (0..4).map(|who| (who, scope.spawn(move || put(who)))).collect();
+            threads.into_iter().filter_map(|(who, t)| t.join().unwrap().then_some(who)).collect()
+        });
+        assert_eq!(won.len(), 1);
+        assert_eq!(s.get(pack(n), 10_000).unwrap(), vec![won[0]; 10_000]);
+    }
+}
+
+#[test]
+fn memory() {
+    suite(&MemoryStorage::default());
+}
+
+#[test]
+fn local_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    suite(&LocalStorage::create_real(&dir.path().join("repo")).unwrap());
+    let names = std::fs::read_dir(dir.path().join("repo/tmp")).unwrap().count();
+    assert_eq!(names, 0, "no temporary file is left");
+}
+
+#[test]
+fn local_on_the_simulated_file_system() {
+    let fs = Arc::new(SimFs::new());
+    suite(&LocalStorage::create(Path::new("/repo"), fs, "t").unwrap());
+}
+
+#[test]
+fn fault_layer_without_faults() {
+    suite(&FaultStorage::new(Arc::new(MemoryStorage::default()), FaultPlan::default()));
+}
+
+#[test]
+fn fault_layer_with_faults() {
+    let inner = Arc::new(MemoryStorage::default());
+    let plan = FaultPlan { fail_at: Some(0), ..FaultPlan::default() };
+    let s = FaultStorage::new(inner.clone(), plan.clone());
+    assert_eq!(s.put(pack(1), &[b"x"]).unwrap_err().kind(), ErrorKind::Io);
+    assert!(inner.get(pack(1), 10).is_err());
+    s.set_plan(FaultPlan { after_the_fact: true, kind: Some(ErrorKind::NoSpace), ..plan });
+    assert_eq!(s.put(pack(1), &[b"x"]).unwrap_err().kind(), ErrorKind::NoSpace);
+    assert_eq!(inner.get(pack(1), 10).unwrap(), b"x");
+    assert_eq!(s.get(pack(1), 10).unwrap(), b"x");
+    assert_eq!(s.calls(), 2);
+}
+
+#[test]
+fn temporary_files_of_the_dead_are_removed_and_those_of_the_living_kept() {
+    use backstay_store::{RealFs, Vfs};
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("repo");
+    let storage = LocalStorage::create_real(&root).unwrap();
+    std::fs::write(root.join("tmp/dead-0"), b"half a pack").unwrap();
+    let living = RealFs.create_new(&root.join("tmp/living-0")).unwrap();
+    storage.tidy().unwrap();
+    assert!(!root.join("tmp/dead-0").exists());
+    assert!(root.join("tmp/living-0").exists());
+    drop(living);
+    storage.tidy().unwrap();
+    assert!(!root.join("tmp/living-0").exists());
+}
+
+#[test]
+fn foreign_names_are_left_out_of_lists() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("repo");
+    let storage = LocalStorage::create_real(&root).unwrap();
+    std::fs::write(root.join("points/README"), b"x").unwrap();
+    std::fs::write(root.join("packs/0/.nfs0001"), b"x").unwrap();
+    assert!(storage.list(Folder::Points).unwrap().is_empty());
+    assert!(storage.list(Folder::Packs).unwrap().is_empty());
+    std::fs::remove_dir_all(root.join("points")).unwrap();
+    assert_eq!(storage.list(Folder::Points).unwrap_err().kind(), ErrorKind::Damaged);
+}
+
+#[test]
+fn seeded_randomness_repeats() {
+    let draw = |seed| {
+        let mut out = [0u8; 32];
+        SeededEntropy::new(seed).fill(&mut out);
+        out
+    };
+    assert_eq!(draw(1), draw(1));
+    assert_ne!(draw(1), draw(2));
+}

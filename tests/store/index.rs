@@ -1,0 +1,83 @@
+//! The index is derived: delete it, break it, or share it, and nothing is lost.
+
+use std::sync::Arc;
+
+use backstay_store::testkit::SeededEntropy;
+use backstay_store::{
+    Encryption, FaultPlan, FaultStorage, IndexChoice, LocalStorage, Location, OpenOptions,
+    Repository,
+};
+
+use crate::support::{CHUNK, back_up, image, init_real, key, read, real};
+
+#[test]
+fn deleting_the_index_costs_only_the_footers() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = init_real(dir.path(), Encryption::Aes256Gcm);
+    let disk = image(1, 3000 * CHUNK);
+    let point = back_up(&repo, "web01", &disk).unwrap();
+    drop(repo);
+    let (location, options) = real(dir.path());
+    std::fs::remove_dir_all(dir.path().join("cache")).unwrap();
+    let repo = Repository::open(&location, &key(), &options).unwrap();
+    assert!(read(&repo, &point.disks[0]).unwrap() == disk);
+    let again = back_up(&repo, "web01", &disk).unwrap();
+    assert_eq!(again.stats.new_chunks, 0, "everything is recognised after the rebuild");
+    assert_eq!(again.disks[0].root, point.disks[0].root);
+}
+
+#[test]
+fn rebuilding_reads_no_chunk_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = init_real(dir.path(), Encryption::Aes256Gcm);
+    back_up(&repo, "web01", &image(1, 3000 * CHUNK)).unwrap();
+    let stats = repo.stats().unwrap();
+    drop(repo);
+    let storage = Arc::new(LocalStorage::open_real(&dir.path().join("repo")).unwrap());
+    let counted = Arc::new(FaultStorage::new(storage, FaultPlan::default()));
+    let repo = Repository::open_on(
+        counted.clone(),
+        Location::from_path(&dir.path().join("repo")),
+        &key(),
+        &OpenOptions::new(dir.path().join("other-cache")),
+        IndexChoice::Directory(dir.path().join("other-cache/index")),
+        Arc::new(SeededEntropy::new(1)),
+    )
+    .unwrap();
+    let before = counted.calls();
+    repo.refresh().unwrap();
+    // Two listings; and for each pack its size, header, tail, and its table where that is long.
+    let calls = counted.calls() - before;
+    assert!(calls <= 2 + 4 * stats.packs, "{calls} calls for {} packs", stats.packs);
+    let rebuilt = repo.stats().unwrap();
+    assert_eq!(rebuilt, stats);
+}
+
+#[test]
+fn a_cache_directory_that_cannot_be_made_does_not_stop_reading() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = init_real(dir.path(), Encryption::None);
+    let disk = image(1, 100 * CHUNK);
+    let point = back_up(&repo, "web01", &disk).unwrap();
+    let (location, _) = real(dir.path());
+    // Not even root can make a directory there.
+    let options = OpenOptions::new("/proc/self/backstay-cache");
+    match Repository::open(&location, &key(), &options).and_then(|r| read(&r, &point.disks[0])) {
+        Ok(bytes) => assert!(bytes == disk),
+        Err(e) => panic!("{e}: {:?}", std::error::Error::source(&e).map(ToString::to_string)),
+    }
+}
+
+#[test]
+fn two_open_repositories_learn_from_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = init_real(dir.path(), Encryption::Aes256Gcm);
+    let (location, options) = real(dir.path());
+    let b = Repository::open(&location, &key(), &options).unwrap();
+    let disk = image(1, 200 * CHUNK);
+    assert!(b.points().unwrap().points.is_empty());
+    let point = back_up(&a, "web01", &disk).unwrap();
+    assert!(read(&b, &point.disks[0]).unwrap() == disk, "b finds packs that a wrote meanwhile");
+    let second = back_up(&b, "db01", &disk).unwrap();
+    assert_eq!(second.stats.new_chunks, 0, "b recognises what a stored");
+}

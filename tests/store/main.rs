@@ -1,0 +1,12 @@
+//! Tests of the chunk store as a whole: every storage behaves alike, no power cut and no fault
+//! loses an acknowledged recovery point, damage is found, named and contained.
+
+mod conformance;
+mod damage;
+mod faults;
+mod index;
+mod model;
+mod power;
+mod processes;
+mod repository;
+mod support;

@@ -31,7 +31,7 @@ impl ChunkSize {
     }
 
     /// Bytes in a chunk, for slices.
-    pub const fn len(self) -> usize {
+    pub const fn as_usize(self) -> usize {
         self.0 as usize
     }
 

@@ -20,8 +20,7 @@ fn table(title: &str) -> Vec<(String, usize, usize)> {
 }
 
 fn compare(title: &str, fields: &[Field], end: usize) {
-    let expected: Vec<_> =
-        fields.iter().map(|f| (f.name.to_owned(), f.offset, f.size)).collect();
+    let expected: Vec<_> = fields.iter().map(|f| (f.name.to_owned(), f.offset, f.size)).collect();
     assert_eq!(table(title), expected, "{title}");
     assert_eq!(fields.last().map(Field::end), Some(end), "{title}");
 }

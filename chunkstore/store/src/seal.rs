@@ -13,34 +13,68 @@ const ZSTD_LEVEL: i32 = 1;
 /// Compressor with its working memory; one per thread.
 pub(crate) struct Encoder {
     zstd: Compressor<'static>,
+    packed: Vec<u8>,
 }
 
 impl Encoder {
     pub(crate) fn new() -> Result<Self> {
         let zstd = Compressor::new(ZSTD_LEVEL).map_err(|e| Error::io("cannot set up zstd", e))?;
-        Ok(Self { zstd })
+        Ok(Self { zstd, packed: Vec::new() })
     }
 
     /// Appends the chunk's stored form, not sealed yet, to `out`, with room for the tag after it
     /// when `sealed`. Raw where zstd saves nothing.
     pub(crate) fn encode(&mut self, raw: &[u8], sealed: bool, out: &mut Vec<u8>) -> Encoding {
-        let start = out.len();
-        let tag = if sealed { SEAL_OVERHEAD as usize } else { 0 };
-        out.resize(start + raw.len() + tag, 0);
-        // One byte less than raw: what does not fit is not worth compressing.
-        let room = &mut out[start..start + raw.len().saturating_sub(1)];
-        match self.zstd.compress_to_buffer(raw, room) {
-            Ok(n) => {
-                out.truncate(start + n);
-                out.resize(start + n + tag, 0);
+        let encoding = match self.compress(raw) {
+            Some(n) => {
+                out.extend_from_slice(&self.packed[..n]);
                 Encoding::Zstd
             }
-            Err(_) => {
-                out[start..start + raw.len()].copy_from_slice(raw);
+            None => {
+                out.extend_from_slice(raw);
                 Encoding::Raw
             }
+        };
+        if sealed {
+            out.extend_from_slice(&[0; SEAL_OVERHEAD as usize]);
+        }
+        encoding
+    }
+
+    /// Compresses into `packed`; the length, or nothing where it is not worth it.
+    fn compress(&mut self, raw: &[u8]) -> Option<usize> {
+        if looks_random(raw) {
+            return None;
+        }
+        // One byte less than raw: what does not fit is not worth compressing.
+        let room = raw.len().saturating_sub(1);
+        self.packed.resize(room.max(self.packed.len()), 0);
+        self.zstd.compress_to_buffer(raw, &mut self.packed[..room]).ok()
+    }
+}
+
+/// Bytes looked at to recognise data that is compressed or encrypted already.
+const SAMPLES: usize = 2048;
+
+/// Whether the bytes of a chunk are spread as evenly as those of noise, by a sample over all of
+/// it. Saves the attempt to compress; being wrong costs space, never correctness.
+fn looks_random(raw: &[u8]) -> bool {
+    if raw.len() < 8 * SAMPLES {
+        return false;
+    }
+    let mut counts = [0u16; 256];
+    // Pieces of 32 bytes: a stride of single bytes would see one column of a table.
+    let step = raw.len() / (SAMPLES / 32);
+    for piece in raw.chunks(step).take(SAMPLES / 32) {
+        for &b in &piece[..32.min(piece.len())] {
+            counts[usize::from(b)] += 1;
         }
     }
+    let squares: u64 = counts.iter().map(|&c| u64::from(c) * u64::from(c)).sum();
+    // Noise has n + n^2/256 on average, give or take sqrt(2) n / 16; 64 even symbols have 4 times.
+    let n = SAMPLES as u64;
+    let noise = n + n * n / 256;
+    squares < noise + 6 * n * 14142 / 160_000
 }
 
 impl std::fmt::Debug for Encoder {
@@ -192,6 +226,17 @@ mod tests {
     fn noise_is_stored_raw() {
         let (_, entry, stored) = sample(false, &noise(65536));
         assert_eq!((entry.encoding, stored.len()), (Encoding::Raw, 65536));
+    }
+
+    #[test]
+    fn noise_is_recognised_and_little_else() {
+        assert!(looks_random(&noise(65536)));
+        let hex: Vec<u8> =
+            noise(65536).iter().map(|b| b"0123456789abcdef"[*b as usize % 16]).collect();
+        let skewed: Vec<u8> = noise(65536).iter().map(|b| b & 0x7f).collect();
+        for other in [vec![0; 65536], b"some text ".repeat(7000), hex, skewed, noise(100)] {
+            assert!(!looks_random(&other));
+        }
     }
 
     #[test]

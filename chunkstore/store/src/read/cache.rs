@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use backstay_format::ChunkId;
 use backstay_format::pack::PackKind;
-use quick_cache::Weighter;
-use quick_cache::sync::{Cache, GuardResult};
+use quick_cache::sync::{Cache, DefaultLifecycle, GuardResult};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 
 use crate::error::Result;
 use crate::repository::Inner;
@@ -34,7 +34,20 @@ impl ChunkCache {
     /// A cache of `bytes`, for chunks of about `chunk_bytes`.
     pub(crate) fn new(bytes: u64, chunk_bytes: u32) -> Self {
         let items = usize::try_from(bytes / u64::from(chunk_bytes)).unwrap_or(usize::MAX).max(16);
-        Self(Cache::with_weighter(items, bytes, ByBytes))
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(items)
+            .weight_capacity(bytes)
+            // Half for chunks seen once: what is fetched ahead of a sequential reader must stay
+            // until it is read, even when the rest of the cache is in use.
+            .hot_allocation(0.5)
+            .build();
+        let options = options.expect("capacities are set");
+        Self(Cache::with_options(
+            options,
+            ByBytes,
+            DefaultHashBuilder::default(),
+            DefaultLifecycle::default(),
+        ))
     }
 
     /// The chunk, if it is here.

@@ -188,7 +188,7 @@ impl ImageReader {
         }
         let ids = self.ids_of(offset, buf.len() as u64)?;
         let mut wanted = Vec::with_capacity(ids.len());
-        for ((_, id), out) in ids.into_iter().zip(buf.chunks_mut(s.chunk_size.len())) {
+        for ((_, id), out) in ids.into_iter().zip(buf.chunks_mut(s.chunk_size.as_usize())) {
             match id {
                 Some(id) => wanted.push(Wanted { id, out }),
                 None => out.fill(0),
@@ -332,7 +332,7 @@ impl Shared {
             let at = offset + done as u64;
             let index = size.index_of(at);
             let from = usize::try_from(at - index.offset(size)).unwrap_or(0);
-            let n = (size.len() - from).min(len - done);
+            let n = (size.as_usize() - from).min(len - done);
             let range = done..done + n;
             done += n;
             Some((index, from, range))

@@ -95,7 +95,7 @@ impl ImageWriter {
         self.check_range(first, data)?;
         let mut stats = ChunkStats::default();
         self.name_chunks(first, data, scratch, &mut stats)?;
-        let pieces: Vec<&[u8]> = data.chunks(self.chunk_size.len()).collect();
+        let pieces: Vec<&[u8]> = data.chunks(self.chunk_size.as_usize()).collect();
         let mut unknown: Vec<Candidate<'_>> = Vec::new();
         let ids: Vec<ChunkId> = scratch.unknown.iter().filter_map(|&i| scratch.ids[i]).collect();
         self.packer.repo().index()?.get_many(&ids, &mut scratch.found)?;
@@ -154,10 +154,10 @@ impl ImageWriter {
         stats: &mut ChunkStats,
     ) -> Result<()> {
         let keys = self.packer.repo().keys();
-        let base = self.base_ids(first, data.len().div_ceil(self.chunk_size.len()) as u64);
+        let base = self.base_ids(first, data.len().div_ceil(self.chunk_size.as_usize()) as u64);
         scratch.ids.clear();
         scratch.unknown.clear();
-        for (i, piece) in data.chunks(self.chunk_size.len()).enumerate() {
+        for (i, piece) in data.chunks(self.chunk_size.as_usize()).enumerate() {
             if is_zero(piece) {
                 stats.zero_chunks += 1;
                 scratch.ids.push(None);

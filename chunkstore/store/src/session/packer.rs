@@ -27,7 +27,7 @@ pub(crate) struct Packer {
     repo: Arc<Inner>,
     state: Mutex<State>,
     idle: Condvar,
-    queue: Mutex<Option<Sender<ClosedPack>>>,
+    queue: Mutex<Option<Sender<Box<ClosedPack>>>>,
     writers: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -210,8 +210,8 @@ impl Packer {
     fn enqueue(&self, pack: OpenPack) -> Result<()> {
         self.state.lock().in_flight += 1;
         let sender = self.queue.lock().clone();
-        let sent = sender.map(|s| s.send(pack.close()));
-        if !matches!(sent, Some(Ok(()))) {
+        let sent = sender.is_some_and(|s| s.send(Box::new(pack.close())).is_ok());
+        if !sent {
             self.state.lock().in_flight -= 1;
             return Err(Error::new(ErrorKind::Aborted, "the session has ended"));
         }
@@ -238,8 +238,8 @@ impl Packer {
         Ok(state.stats.stored_bytes)
     }
 
-    fn write_one(&self, pack: ClosedPack) {
-        let result = self.put_pack(&pack);
+    fn write_one(&self, pack: &ClosedPack) {
+        let result = self.put_pack(pack);
         let mut state = self.state.lock();
         state.in_flight -= 1;
         match result {
@@ -279,10 +279,10 @@ impl Drop for Packer {
     }
 }
 
-fn write_packs(packer: &std::sync::Weak<Packer>, queue: &Receiver<ClosedPack>) {
+fn write_packs(packer: &std::sync::Weak<Packer>, queue: &Receiver<Box<ClosedPack>>) {
     while let Ok(pack) = queue.recv() {
         match packer.upgrade() {
-            Some(packer) => packer.write_one(pack),
+            Some(packer) => packer.write_one(&pack),
             None => return,
         }
     }

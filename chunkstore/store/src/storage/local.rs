@@ -169,7 +169,7 @@ impl Storage for LocalStorage {
 
     fn get(&self, key: ObjectKey, max: u64) -> Result<Vec<u8>> {
         let file = self.file(key)?;
-        let len = file.len().map_err(|e| Error::io(format!("cannot read {key}"), e))?;
+        let len = file.size().map_err(|e| Error::io(format!("cannot read {key}"), e))?;
         if len > max {
             return Err(Error::new(
                 ErrorKind::Damaged,
@@ -194,7 +194,7 @@ impl Storage for LocalStorage {
     }
 
     fn size(&self, key: ObjectKey) -> Result<u64> {
-        self.file(key)?.len().map_err(|e| Error::io(format!("cannot read {key}"), e))
+        self.file(key)?.size().map_err(|e| Error::io(format!("cannot read {key}"), e))
     }
 
     fn list(&self, folder: Folder) -> Result<Vec<ObjectKey>> {

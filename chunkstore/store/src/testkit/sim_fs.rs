@@ -355,7 +355,7 @@ impl VfsRead for SimRead {
         Ok(())
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         let state = self.fs.state.lock();
         state.alive()?;
         Ok(state.inodes[self.inode].data.len() as u64)

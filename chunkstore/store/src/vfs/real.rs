@@ -5,7 +5,9 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{
+    CWD, FlockOperation, OFlags, RenameFlags, fcntl_getfl, fcntl_setfl, flock, renameat_with,
+};
 use rustix::io::Errno;
 
 use super::{Vfs, VfsRead, VfsWrite};
@@ -29,7 +31,7 @@ impl Vfs for RealFs {
             // the file; then it is made again.
             flock(&file, FlockOperation::LockExclusive)?;
             if file.metadata()?.nlink() > 0 {
-                return Ok(Box::new(RealWrite { file }));
+                return Ok(Box::new(RealWrite::new(file)));
             }
         }
         Err(io::Error::other("another process keeps removing the temporary file"))
@@ -85,17 +87,109 @@ impl Vfs for RealFs {
     }
 }
 
+/// Bytes written at once, and the least for which going around the page cache pays.
+const DIRECT_BYTES: usize = 4 << 20;
+/// Alignment that every block device accepts for direct writes.
+const DIRECT_ALIGN: usize = 4096;
+
+/// A file being written. Large files go around the page cache: a pack is written once and synced
+/// at once, and copying it through the cache costs more than anything else in a backup.
 #[derive(Debug)]
 struct RealWrite {
     file: File,
+    /// Room for [`DIRECT_BYTES`] from `start` on; allocated when the first byte comes.
+    buf: Vec<u8>,
+    start: usize,
+    filled: usize,
+    direct: Direct,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direct {
+    Untried,
+    On,
+    /// The file system cannot, or what is left does not fill a block.
+    Off,
+}
+
+impl RealWrite {
+    fn new(file: File) -> Self {
+        Self { file, buf: Vec::new(), start: 0, filled: 0, direct: Direct::Untried }
+    }
+
+    fn set_direct(&mut self, on: bool) -> io::Result<()> {
+        let mut flags = fcntl_getfl(&self.file)?;
+        flags.set(OFlags::DIRECT, on);
+        fcntl_setfl(&self.file, flags)?;
+        self.direct = if on { Direct::On } else { Direct::Off };
+        Ok(())
+    }
+
+    /// Writes the full buffer.
+    fn write_full(&mut self) -> io::Result<()> {
+        if self.direct == Direct::Untried && self.set_direct(true).is_err() {
+            self.direct = Direct::Off;
+        }
+        let bytes = &self.buf[self.start..self.start + self.filled];
+        let written = match self.file.write(bytes) {
+            // Accepted as a flag, refused as a write: some file systems tell only now.
+            Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => 0,
+            other => other?,
+        };
+        if written < self.filled {
+            // A short direct write may end anywhere; the rest goes the usual way.
+            if self.direct == Direct::On {
+                self.set_direct(false)?;
+            }
+            self.file.write_all(&self.buf[self.start + written..self.start + self.filled])?;
+        }
+        self.filled = 0;
+        Ok(())
+    }
+
+    /// Writes what does not fill the buffer.
+    fn write_rest(&mut self) -> io::Result<()> {
+        if self.direct == Direct::On {
+            let whole = self.filled - self.filled % DIRECT_ALIGN;
+            let rest = self.filled - whole;
+            self.filled = whole;
+            if whole > 0 {
+                self.write_full()?;
+            }
+            self.buf.copy_within(self.start + whole..self.start + whole + rest, self.start);
+            self.filled = rest;
+            if self.direct == Direct::On {
+                self.set_direct(false)?;
+            }
+        }
+        self.file.write_all(&self.buf[self.start..self.start + self.filled])?;
+        self.filled = 0;
+        Ok(())
+    }
 }
 
 impl VfsWrite for RealWrite {
     fn write_all(&mut self, data: &[u8]) -> io::Result<()> {
-        self.file.write_all(data)
+        if self.buf.is_empty() {
+            self.buf = vec![0; DIRECT_BYTES + DIRECT_ALIGN];
+            self.start = self.buf.as_ptr().align_offset(DIRECT_ALIGN);
+        }
+        let mut rest = data;
+        while !rest.is_empty() {
+            let n = rest.len().min(DIRECT_BYTES - self.filled);
+            let at = self.start + self.filled;
+            self.buf[at..at + n].copy_from_slice(&rest[..n]);
+            self.filled += n;
+            rest = &rest[n..];
+            if self.filled == DIRECT_BYTES {
+                self.write_full()?;
+            }
+        }
+        Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        self.write_rest()?;
         self.file.sync_all()
     }
 }
@@ -110,7 +204,40 @@ impl VfsRead for RealRead {
         self.file.read_exact_at(buf, offset)
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sizes around the buffer's and the block's borders, in pieces that do not fit them.
+    #[test]
+    fn what_is_written_is_there() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap()];
+        for dir in &dirs {
+            for len in [
+                0,
+                1,
+                4095,
+                4096,
+                DIRECT_BYTES - 1,
+                DIRECT_BYTES,
+                DIRECT_BYTES + 1,
+                2 * DIRECT_BYTES + 12_345,
+            ] {
+                let mut data = vec![0; len];
+                blake3::Hasher::new().finalize_xof().fill(&mut data);
+                let path = dir.path().join(format!("f{len}"));
+                let mut file = RealFs.create_new(&path).unwrap();
+                for piece in data.chunks(1_000_003) {
+                    file.write_all(piece).unwrap();
+                }
+                file.sync().unwrap();
+                assert!(std::fs::read(&path).unwrap() == data, "{len} bytes");
+            }
+        }
     }
 }

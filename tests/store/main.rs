@@ -1,6 +1,12 @@
 //! Tests of the chunk store as a whole: every storage behaves alike, no power cut and no fault
 //! loses an acknowledged recovery point, damage is found, named and contained.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests say what they expect, and their seeds"
+)]
+
 mod conformance;
 mod damage;
 mod faults;

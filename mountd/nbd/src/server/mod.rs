@@ -1,0 +1,271 @@
+//! An NBD server over any [`BlockDevice`].
+//!
+//! A connection is one task on one I/O thread. It reads requests in large gulps, answers what the
+//! device has at hand (`try_read_at`) on the spot, and writes many replies with one call. What may
+//! block goes to a pool of threads shared by all connections, and is answered out of order.
+
+mod admission;
+mod handle;
+mod handshake;
+mod listen;
+mod out;
+mod pool;
+mod transmission;
+mod wire;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstay_blockdev::BlockDevice;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::error::Error;
+use admission::{Admission, Permit};
+pub use handle::ServerHandle;
+use listen::Accepting;
+pub use listen::{BoundAddress, Listen, Listener};
+use pool::Pool;
+use wire::{Stream, Wire};
+
+/// What is known of an export without opening it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportInfo {
+    /// Its name, at most 4096 bytes of UTF-8 without NUL; longer ones are not listed.
+    pub name: String,
+    /// A line for people.
+    pub description: String,
+}
+
+/// Why an export was not opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// There is none of that name, or the client may not know of it: both get the same answer.
+    #[error("there is no such export")]
+    Unknown,
+    /// It exists and cannot be opened. The client is told no more than that; the log has the rest.
+    #[error("the export cannot be opened: {0}")]
+    Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// The exports a server has. They may come and go while it runs; open devices stay open for the
+/// clients that have them. Methods may block, and may be called from several threads at once.
+pub trait Exports: Send + Sync {
+    /// The exports to show to whoever asks.
+    fn list(&self) -> Vec<ExportInfo>;
+
+    /// Opens one; `""` is the default export. Called only when a client names the export in INFO, GO
+    /// or EXPORT_NAME, never before (CVE-2019-14850). A server may open an export once per
+    /// connection, so implementations that share one device hand out clones of one `Arc`.
+    fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>, OpenError>;
+
+    /// Whether `open` would know the name; asked when metadata contexts are chosen, which must not
+    /// open anything.
+    fn is_known(&self, name: &str) -> bool {
+        name.is_empty() || self.list().iter().any(|export| export.name == name)
+    }
+}
+
+/// The bounds of a server.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// From accepting a connection until it must have chosen an export.
+    pub handshake_timeout: Duration,
+    /// How long a connection may be without a request; `None` for ever, as a guest may sleep for
+    /// days. (Peers that are gone are found by TCP keep-alive.)
+    pub idle_timeout: Option<Duration>,
+    /// How long requests under way may take to be answered when the server stops or the client leaves.
+    pub stop_grace: Duration,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// How many of them are kept for addresses that have none yet.
+    pub reserved_connections: usize,
+    /// Connections at once of one IP address, or of one user of a Unix socket.
+    pub max_per_address: usize,
+    /// Connections in the handshake at once; the oldest gives way to the newest.
+    pub max_handshakes: usize,
+    /// Bytes of requests and replies under way in one connection, beyond which it is not read from
+    /// until the client takes its replies. One request more may be under way (at most 32 MiB).
+    pub max_inflight_bytes_per_connection: u64,
+    /// Threads that serve sockets ([`ServerHandle`] only). More do not help one client.
+    pub io_threads: usize,
+    /// Threads for what may block: reads that miss the cache, writes, flushes.
+    pub worker_threads: usize,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            idle_timeout: None,
+            stop_grace: Duration::from_secs(5),
+            max_connections: 128,
+            reserved_connections: 8,
+            max_per_address: 64,
+            max_handshakes: 32,
+            max_inflight_bytes_per_connection: 32 << 20,
+            io_threads: cores.clamp(1, 8),
+            // Blocked threads are cheap and a backing store far away wants many requests at once.
+            worker_threads: (4 * cores).clamp(8, 64),
+        }
+    }
+}
+
+/// What all connections share.
+struct Shared {
+    exports: Arc<dyn Exports>,
+    config: ServerConfig,
+    admission: Admission,
+    pool: Arc<Pool>,
+}
+
+/// Serves until `shutdown` becomes `true` or its sender is gone, then stops orderly: no new
+/// connections, no new requests; those under way are answered within
+/// [`ServerConfig::stop_grace`]. Must be called within a tokio runtime with I/O and time enabled.
+///
+/// Errors of one connection end that connection and are logged; only a listener that breaks for
+/// good ends the server.
+pub async fn serve(
+    listeners: Vec<Listener>,
+    exports: Arc<dyn Exports>,
+    config: ServerConfig,
+    shutdown: watch::Receiver<bool>,
+) -> Result<(), Error> {
+    serve_on(listeners, exports, config, shutdown, vec![Handle::current()]).await
+}
+
+/// `serve`, with the connections spread over several runtimes.
+async fn serve_on(
+    listeners: Vec<Listener>,
+    exports: Arc<dyn Exports>,
+    config: ServerConfig,
+    shutdown: watch::Receiver<bool>,
+    runtimes: Vec<Handle>,
+) -> Result<(), Error> {
+    let pool = Pool::start(config.worker_threads)?;
+    let grace = config.stop_grace;
+    let admission = Admission::new(&config);
+    let shared = Arc::new(Shared { exports, config, admission, pool: pool.clone() });
+    let listeners =
+        listeners.into_iter().map(Listener::accepting).collect::<Result<Vec<_>, _>>()?;
+    let mut accepting = JoinSet::new();
+    for (first, listener) in listeners.into_iter().enumerate() {
+        accepting.spawn(accept_loop(
+            listener,
+            shared.clone(),
+            shutdown.clone(),
+            runtimes.clone(),
+            first,
+        ));
+    }
+    drop(shared);
+    let mut result = Ok(());
+    while let Some(ended) = accepting.join_next().await {
+        if let Ok(Err(error)) = ended {
+            result = Err(error);
+        }
+    }
+    pool.stop(grace);
+    result
+}
+
+/// Accepts until told to stop, then waits for its connections.
+async fn accept_loop(
+    listener: Accepting,
+    shared: Arc<Shared>,
+    shutdown: watch::Receiver<bool>,
+    runtimes: Vec<Handle>,
+    first: usize,
+) -> Result<(), Error> {
+    let mut connections = JoinSet::new();
+    let mut stopped = shutdown.clone();
+    let mut next = first;
+    let result = loop {
+        tokio::select! {
+            biased;
+            () = stop_asked(&mut stopped) => break Ok(()),
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    // Refused ones are closed without a word: words would cost us, not them.
+                    let Some(permit) = shared.admission.admit(peer) else {
+                        tracing::debug!(?peer, "connection refused: too many");
+                        continue;
+                    };
+                    let task = connection(shared.clone(), stream, permit, shutdown.clone());
+                    connections.spawn_on(task, &runtimes[next % runtimes.len()]);
+                    next = next.wrapping_add(1);
+                }
+                // Out of descriptors and the like pass; do not spin while they last.
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    };
+    drop(listener);
+    // Each ends within its grace; the time-out is for a connection that is stuck all the same.
+    let all = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(shared.config.stop_grace * 2, all).await;
+    connections.shutdown().await;
+    result
+}
+
+/// Returns when the server is to stop. (The guard that `wait_for` answers must not be kept.)
+async fn stop_asked(shutdown: &mut watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|stop| *stop).await;
+}
+
+/// The pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// One connection from its first byte to its last.
+async fn connection(
+    shared: Arc<Shared>,
+    stream: listen::Accepted,
+    permit: Permit,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let peer = permit.peer();
+    let mut wire = match Stream::new(stream) {
+        Ok(stream) => Wire::new(stream),
+        Err(error) => {
+            tracing::debug!(?peer, %error, "connection lost before it began");
+            return;
+        }
+    };
+    let negotiated = tokio::select! {
+        biased;
+        () = stop_asked(&mut shutdown) => return,
+        () = permit.evicted() => {
+            tracing::debug!(?peer, "handshake gave way to a newer one");
+            return;
+        }
+        result = tokio::time::timeout(
+            shared.config.handshake_timeout,
+            handshake::negotiate(&mut wire, &shared),
+        ) => match result {
+            Ok(Ok(Some(negotiated))) => negotiated,
+            Ok(Ok(None)) => return,
+            Ok(Err(error)) => {
+                tracing::debug!(?peer, %error, "handshake failed");
+                return;
+            }
+            Err(_) => {
+                tracing::debug!(?peer, "handshake took too long");
+                return;
+            }
+        },
+    };
+    permit.chosen();
+    tracing::debug!(?peer, export = negotiated.export, "client attached");
+    let export = negotiated.export.clone();
+    match transmission::run(wire, negotiated, &shared, shutdown).await {
+        Ok(()) => tracing::debug!(?peer, export, "client left"),
+        Err(error) => tracing::debug!(?peer, export, %error, "connection ended"),
+    }
+}

@@ -1,0 +1,25 @@
+//! Integration tests of the NBD server and client: against raw sockets, against hostile peers, and
+//! against the programs of others.
+
+#![allow(clippy::unwrap_used, reason = "tests say what they expect")]
+
+#[path = "it/client.rs"]
+mod client;
+#[path = "it/conformance.rs"]
+mod conformance;
+#[path = "it/handshake.rs"]
+mod handshake;
+#[path = "it/hostile.rs"]
+mod hostile;
+#[path = "it/hostile_server.rs"]
+mod hostile_server;
+#[path = "it/lifecycle.rs"]
+mod lifecycle;
+#[path = "it/nbd_crate.rs"]
+mod nbd_crate;
+#[path = "it/support.rs"]
+mod support;
+#[path = "it/tools.rs"]
+mod tools;
+#[path = "it/transmission.rs"]
+mod transmission;

@@ -1,0 +1,145 @@
+//! `backstay repo init`.
+
+use std::path::{Path, PathBuf};
+
+use backstay_format::ChunkSize;
+use backstay_format::config::Encryption;
+use backstay_store::{ErrorKind, InitOptions, Location, Repository, Unlock};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::context::{Ctx, remember};
+use crate::exit::{CliError, Exit, help_tail};
+use crate::output::{Stream, field};
+use crate::secret;
+use crate::units::{self, shell_word};
+
+/// Make a new repository
+///
+/// It is encrypted, and its first key is the one the global key options name, a new key file
+/// (--new-key-file), or a passphrase asked for on the terminal. Whoever loses every key loses
+/// the backups: keep a copy of the key away from this machine.
+#[derive(Debug, clap::Args)]
+#[command(after_help = help_tail(
+    "  backstay repo init --repo /srv/backup
+  backstay repo init --repo /srv/backup --new-key-file /root/backup.key
+  backstay repo init --repo /mnt/usb/backup --passphrase-command 'pass show backup' --chunk-size 256K",
+    &[Exit::Denied, Exit::InUse, Exit::Refused]
+))]
+pub(crate) struct Args {
+    /// Make a key file of 32 random bytes and use it; an existing file is never overwritten
+    #[arg(long, value_name = "FILE", conflicts_with = "key")]
+    new_key_file: Option<PathBuf>,
+
+    /// Store everything in the clear: whoever reads the storage reads the backups
+    #[arg(long, conflicts_with_all = ["key", "new_key_file"])]
+    unencrypted: bool,
+
+    /// The size of the blocks disks are cut into: a power of two from 4K to 4M
+    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = chunk_size)]
+    chunk_size: ChunkSize,
+}
+
+#[derive(Serialize)]
+struct Document {
+    id: String,
+    location: String,
+    encryption: &'static str,
+    chunk_size_bytes: u32,
+    created: String,
+    key_file: Option<String>,
+}
+
+fn chunk_size(text: &str) -> Result<ChunkSize, String> {
+    let bytes = u32::try_from(units::parse_size(text)?).map_err(|_| "too large".to_owned())?;
+    ChunkSize::new(bytes).map_err(|error| error.to_string())
+}
+
+pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
+    let location = ctx.location()?;
+    // Before any key is asked for or made: nothing is done where a repository is.
+    if Repository::read_config(&location).is_ok() {
+        return Err(exists(&location));
+    }
+    let key = first_key(ctx, &args, &location)?;
+    let options = InitOptions {
+        chunk_size: args.chunk_size,
+        encryption: if args.unencrypted { Encryption::None } else { Encryption::Aes256Gcm },
+        time: Timestamp::now(),
+    };
+    let config = Repository::init(&location, &options, &key).map_err(|error| {
+        if let Some(path) = &args.new_key_file {
+            withdraw_key_file(path, &location);
+        }
+        CliError::from(error).what(location.to_string())
+    })?;
+    if let Ok(cache_dir) = ctx.cache_dir() {
+        remember(&cache_dir, &config, &location);
+    }
+    let document = Document {
+        id: config.id.to_string(),
+        location: location.to_string(),
+        encryption: super::show::encryption(config.encryption),
+        chunk_size_bytes: config.chunk_size.bytes(),
+        created: units::utc_time(config.created),
+        key_file: args.new_key_file.as_ref().map(|path| {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            path.display().to_string()
+        }),
+    };
+    ctx.out.summary(Stream::Stdout, &document, |to| {
+        field(to, "made", &document.location);
+        field(to, "id", &document.id);
+        field(to, "encryption", document.encryption);
+        field(to, "chunks", &config.chunk_size.to_string());
+        if let Some(path) = &document.key_file {
+            field(to, "key file", path);
+            to.push_str(
+                "\nWithout this key file nobody can read the backups. Keep a copy elsewhere.\n",
+            );
+        }
+        let key = document.key_file.as_ref();
+        let key = key.map(|path| format!(" --key-file {}", shell_word(path))).unwrap_or_default();
+        let repo = shell_word(&location.path().display().to_string());
+        to.push_str(&format!("next:  backstay backup IMAGE --machine NAME --repo {repo}{key}\n"));
+    })?;
+    Ok(Exit::Done)
+}
+
+/// The key that opens the new repository first.
+fn first_key(ctx: &Ctx, args: &Args, location: &Location) -> Result<Unlock, CliError> {
+    if args.unencrypted {
+        return Ok(Unlock::None);
+    }
+    if let Some(path) = &args.new_key_file {
+        return secret::make_key_file(path);
+    }
+    if let Some(source) = secret::Source::chosen(&ctx.global)? {
+        return source.unlock();
+    }
+    if secret::can_ask(&ctx.global) {
+        return secret::ask(&format!("new passphrase for {location}"), true);
+    }
+    let error =
+        CliError::usage("a new repository needs a key, and there is no terminal to ask for one")
+            .what(location.to_string())
+            .hint("--new-key-file FILE              makes a key file");
+    Err(secret::name_the_options(error)
+        .hint("--unencrypted                    if everybody may read the backups"))
+}
+
+fn exists(location: &Location) -> CliError {
+    CliError::new(Exit::InUse, "there is a repository already; nothing was changed")
+        .what(location.to_string())
+        .hint(format!("backstay repo show --repo {location}"))
+}
+
+/// Takes back the key file made for a repository that was not made. It stays if a repository may be
+/// there all the same: then it may be its key.
+fn withdraw_key_file(path: &Path, location: &Location) {
+    let none = !location.path().is_dir()
+        || Repository::read_config(location).is_err_and(|e| e.kind() == ErrorKind::NotFound);
+    if none && let Err(error) = std::fs::remove_file(path) {
+        tracing::warn!(%error, file = %path.display(), "the unused key file could not be removed");
+    }
+}

@@ -131,7 +131,7 @@ pub fn run(repo: &Repository, plan: &BackupPlan, monitor: &dyn Monitor) -> Resul
 }
 
 /// How many threads to use when `wanted` were asked for.
-pub(crate) fn worker_count(wanted: Option<NonZeroUsize>) -> usize {
+fn worker_count(wanted: Option<NonZeroUsize>) -> usize {
     let wanted = wanted.or_else(|| std::thread::available_parallelism().ok());
     wanted.map_or(1, NonZeroUsize::get).min(WORKERS_MAX)
 }

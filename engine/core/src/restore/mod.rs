@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use backstay_daemon::PointDisk;
 use backstay_store::{DiskRecord, RecoveryPoint, Repository};
 
-use crate::backup::worker_count;
+use crate::backup::WORKERS_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use copy::Copied;
@@ -45,7 +45,7 @@ pub struct RestorePlan {
     pub target: Target,
     /// Replace a file of that name, at the end and at once. Says nothing about block devices.
     pub overwrite: bool,
-    /// Threads. `None`: one for each processor. Never more than [`crate::backup::WORKERS_MAX`].
+    /// Threads. `None`: two for each processor. Never more than [`crate::backup::WORKERS_MAX`].
     pub workers: Option<NonZeroUsize>,
 }
 
@@ -114,6 +114,13 @@ pub fn to_writer(
     let image = repo.image(disk)?;
     let restore = |workers| stream::restore(&disk.name, &image, out, workers, monitor);
     timed(disk, workers, monitor, restore)
+}
+
+/// How many threads to use when `wanted` were asked for. Twice the processors otherwise: each
+/// thread waits for its reads and writes in turn, while another unpacks.
+fn worker_count(wanted: Option<NonZeroUsize>) -> usize {
+    let usual = || std::thread::available_parallelism().map_or(2, |n| 2 * n.get());
+    wanted.map_or_else(usual, NonZeroUsize::get).min(WORKERS_MAX)
 }
 
 fn timed(

@@ -169,7 +169,7 @@ pub(crate) fn check(
     let mut report = CheckReport::default();
     inner.synchronise()?;
     let bad = check_all_packs(inner, options, &mut report, progress)?;
-    let list = repo.points()?;
+    let list = repo.points_afresh()?;
     for (id, e) in &list.damaged {
         report.add(DamageKind::Point(*id), e);
     }

@@ -39,7 +39,8 @@ pub(crate) struct Wanted<'a> {
 }
 
 /// Reads chunks of one kind. Each is authenticated, decoded and compared with its id before any
-/// byte of it counts; the first that fails ends the call with an error that names it.
+/// byte of it counts (FORMAT.md, rule O8); the first that fails ends the call with an error that
+/// names it.
 pub(crate) fn fetch(
     repo: &Inner,
     kind: PackKind,

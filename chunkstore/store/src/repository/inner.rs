@@ -1,10 +1,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use backstay_format::PackId;
 use backstay_format::config::RepoConfig;
+use backstay_format::point::RecoveryPoint;
+use backstay_format::{PackId, PointId};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
+use quick_cache::sync::Cache;
 
 use crate::entropy::Entropy;
 use crate::error::{ErrorKind, Result};
@@ -22,6 +24,9 @@ const PREFETCH_QUEUE: usize = 64;
 /// Threads that read footers of unknown packs: each waits for storage most of the time.
 const FOOTER_THREADS: usize = 4;
 
+/// Records of recovery points kept: a mount lists them every few seconds. About 1 KiB each.
+const POINTS_MAX: usize = 16 * 1024;
+
 /// What all parts of an opened repository share.
 #[derive(Debug)]
 pub(crate) struct Inner {
@@ -35,6 +40,7 @@ pub(crate) struct Inner {
     synchronising: Mutex<()>,
     nodes: NodeCache,
     chunks: ChunkCache,
+    points: Cache<PointId, Arc<RecoveryPoint>>,
     prefetch: Mutex<Option<Sender<PrefetchJob>>>,
     fetch_threads: usize,
 }
@@ -65,6 +71,7 @@ impl Inner {
             index: Mutex::new(None),
             synchronising: Mutex::new(()),
             nodes: NodeCache::new(),
+            points: Cache::new(POINTS_MAX),
             prefetch: Mutex::new(None),
             fetch_threads: options.fetch_threads,
         }
@@ -92,6 +99,10 @@ impl Inner {
 
     pub(crate) fn chunks(&self) -> &ChunkCache {
         &self.chunks
+    }
+
+    pub(crate) fn points(&self) -> &Cache<PointId, Arc<RecoveryPoint>> {
+        &self.points
     }
 
     /// The index, opened and brought up to date when it is first needed: listing points and

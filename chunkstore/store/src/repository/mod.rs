@@ -192,12 +192,22 @@ impl Repository {
         &self.location
     }
 
-    /// All recovery points. A damaged record does not hide the others.
+    /// All recovery points. A damaged record does not hide the others. Records never change, so
+    /// those read before are not read again.
     pub fn points(&self) -> Result<PointList> {
+        self.list_points(|id| self.point(id))
+    }
+
+    /// The same, from the storage.
+    pub(crate) fn points_afresh(&self) -> Result<PointList> {
+        self.list_points(|id| self.load_point(id))
+    }
+
+    fn list_points(&self, read: impl Fn(PointId) -> Result<RecoveryPoint>) -> Result<PointList> {
         let mut list = PointList { points: Vec::new(), damaged: Vec::new() };
         for key in self.inner.storage().list(Folder::Points)? {
             let ObjectKey::Point(id) = key else { continue };
-            match self.point(id) {
+            match read(id) {
                 Ok(point) => list.points.push(point),
                 // Removed between listing and reading.
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -210,6 +220,12 @@ impl Repository {
 
     /// One recovery point.
     pub fn point(&self, id: PointId) -> Result<RecoveryPoint> {
+        let load = || self.load_point(id).map(Arc::new);
+        let point = self.inner.points().get_or_insert_with(&id, load)?;
+        Ok((*point).clone())
+    }
+
+    fn load_point(&self, id: PointId) -> Result<RecoveryPoint> {
         let max = u64::from(POINT_PAYLOAD_MAX) + ENVELOPE_OVERHEAD;
         let bytes = self.inner.storage().get(ObjectKey::Point(id), max)?;
         let damaged = |e| Error::format(format!("recovery point {id} is damaged"), e);

@@ -153,6 +153,11 @@ impl Connection {
         if let Some((errno, message)) = failed {
             return Err(Failure::Server(errno, message));
         }
+        self.check_covered(covered, buf.len())
+    }
+
+    /// The ranges must make up the whole buffer, each byte once.
+    fn check_covered(&self, mut covered: Vec<(usize, usize)>, asked: usize) -> Result<(), Failure> {
         covered.sort_unstable();
         let mut end = 0;
         for (from, to) in covered {
@@ -163,8 +168,8 @@ impl Connection {
             }
             end = to;
         }
-        if end != buf.len() {
-            return Err(self.broken(&format!("a read of {} bytes brought {end}", buf.len())));
+        if end != asked {
+            return Err(self.broken(&format!("a read of {asked} bytes brought {end}")));
         }
         Ok(())
     }

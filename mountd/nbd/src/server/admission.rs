@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -31,18 +32,43 @@ pub(super) struct Admission {
 struct State {
     // Both are bounded by the total, which `admit` keeps below its cap.
     per_peer: HashMap<Peer, usize>,
-    handshakes: VecDeque<(u64, Arc<Notify>)>,
+    handshakes: VecDeque<Arc<Place>>,
     total: usize,
-    next_id: u64,
+}
+
+impl State {
+    fn release(&mut self, peer: Peer) {
+        self.total -= 1;
+        if let Some(own) = self.per_peer.get_mut(&peer) {
+            *own -= 1;
+            if *own == 0 {
+                self.per_peer.remove(&peer);
+            }
+        }
+    }
+
+    /// Takes a place off the list of handshakes; whether it was there.
+    fn settle(&mut self, place: &Arc<Place>) -> bool {
+        let before = self.handshakes.len();
+        self.handshakes.retain(|other| !Arc::ptr_eq(other, place));
+        self.handshakes.len() < before
+    }
+}
+
+/// One connection's place.
+#[derive(Debug)]
+struct Place {
+    peer: Peer,
+    evicted: Notify,
 }
 
 /// The right to be connected; given back when dropped.
 #[derive(Debug)]
 pub(super) struct Permit {
     state: Arc<Mutex<State>>,
-    peer: Peer,
-    id: u64,
-    evicted: Arc<Notify>,
+    place: Arc<Place>,
+    /// The handshake is over.
+    chosen: AtomicBool,
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -61,55 +87,58 @@ impl Admission {
         }
     }
 
-    /// A permit, or `None` when there is no room for this peer. May push out the oldest handshake.
+    /// A permit, or `None` when there is no room for this peer. May push out the oldest handshake,
+    /// whose place is free at once, however long its connection takes to end.
     pub(super) fn admit(&self, peer: Peer) -> Option<Permit> {
         let mut state = lock(&self.state);
-        let own = state.per_peer.get(&peer).copied().unwrap_or(0);
+        let full = state.handshakes.len() >= self.max_handshakes;
+        let oldest = state.handshakes.front().filter(|_| full).cloned();
+        let freed = |counted: bool| usize::from(counted && oldest.is_some());
+        let own = state.per_peer.get(&peer).copied().unwrap_or(0)
+            - freed(oldest.as_ref().is_some_and(|oldest| oldest.peer == peer));
         let room = if own == 0 { self.max } else { self.max - self.reserved };
-        if state.total >= room || own >= self.max_per_peer {
+        // Nobody is pushed out for one who is not let in.
+        if state.total - freed(true) >= room || own >= self.max_per_peer {
             return None;
         }
-        if state.handshakes.len() >= self.max_handshakes
-            && let Some((_, oldest)) = state.handshakes.pop_front()
-        {
-            oldest.notify_one();
+        if let Some(oldest) = oldest {
+            state.settle(&oldest);
+            state.release(oldest.peer);
+            oldest.evicted.notify_one();
         }
-        let id = state.next_id;
-        state.next_id += 1;
-        let evicted = Arc::new(Notify::new());
-        state.handshakes.push_back((id, evicted.clone()));
+        let place = Arc::new(Place { peer, evicted: Notify::new() });
+        state.handshakes.push_back(place.clone());
         state.total += 1;
-        state.per_peer.insert(peer, own + 1);
-        Some(Permit { state: self.state.clone(), peer, id, evicted })
+        *state.per_peer.entry(peer).or_default() += 1;
+        Some(Permit { state: self.state.clone(), place, chosen: AtomicBool::new(false) })
     }
 }
 
 impl Permit {
     pub(super) fn peer(&self) -> Peer {
-        self.peer
+        self.place.peer
     }
 
     /// Returns when this handshake must give way.
     pub(super) async fn evicted(&self) {
-        self.evicted.notified().await;
+        self.place.evicted.notified().await;
     }
 
-    /// The handshake is over: this connection gives way to nobody any more.
-    pub(super) fn chosen(&self) {
-        lock(&self.state).handshakes.retain(|(id, _)| *id != self.id);
+    /// The handshake is over: this connection gives way to nobody any more. `false` if it had to,
+    /// just now.
+    pub(super) fn chosen(&self) -> bool {
+        let kept = lock(&self.state).settle(&self.place);
+        self.chosen.store(kept, Ordering::Release);
+        kept
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = lock(&self.state);
-        state.handshakes.retain(|(id, _)| *id != self.id);
-        state.total -= 1;
-        if let Some(own) = state.per_peer.get_mut(&self.peer) {
-            *own -= 1;
-            if *own == 0 {
-                state.per_peer.remove(&self.peer);
-            }
+        // One that was pushed out has given its place back already.
+        if state.settle(&self.place) || self.chosen.load(Ordering::Acquire) {
+            state.release(self.place.peer);
         }
     }
 }
@@ -145,13 +174,24 @@ mod tests {
     async fn the_oldest_handshake_gives_way() {
         let admission = admission(10, 0, 10, 2);
         let chosen = admission.admit(Peer::User(1)).unwrap();
-        chosen.chosen();
+        assert!(chosen.chosen());
         let first = admission.admit(Peer::User(1)).unwrap();
         let second = admission.admit(Peer::User(1)).unwrap();
         let _third = admission.admit(Peer::User(1)).unwrap();
-        first.evicted().await;
+        assert!(!first.chosen(), "it comes too late");
         let soon = std::time::Duration::from_millis(20);
+        tokio::time::timeout(soon * 100, first.evicted()).await.unwrap();
         assert!(tokio::time::timeout(soon, second.evicted()).await.is_err());
         assert!(tokio::time::timeout(soon, chosen.evicted()).await.is_err());
+        // The place of the one pushed out is given back once: three connections are left.
+        drop(first);
+        let more: Vec<_> = (2..20)
+            .filter_map(|id| {
+                let permit = admission.admit(Peer::User(id))?;
+                assert!(permit.chosen());
+                Some(permit)
+            })
+            .collect();
+        assert_eq!(more.len(), 10 - 2, "one chosen and the newest of two handshakes stay");
     }
 }

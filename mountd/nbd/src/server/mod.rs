@@ -261,7 +261,9 @@ async fn connection(
             }
         },
     };
-    permit.chosen();
+    if !permit.chosen() {
+        return;
+    }
     tracing::debug!(?peer, export = negotiated.export, "client attached");
     let export = negotiated.export.clone();
     match transmission::run(wire, negotiated, &shared, shutdown).await {

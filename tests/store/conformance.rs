@@ -142,6 +142,30 @@ fn temporary_files_of_the_dead_are_removed_and_those_of_the_living_kept() {
     assert!(!root.join("tmp/living-0").exists());
 }
 
+/// Another process may tidy at any moment, also between the sync of a file and its renaming.
+#[test]
+fn tidying_never_takes_a_file_that_is_being_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("repo");
+    let writer = LocalStorage::create_real(&root).unwrap();
+    let other = LocalStorage::open(&root, Arc::new(backstay_store::RealFs), "other");
+    assert!(other.is_err(), "there is no configuration yet");
+    writer.put(ObjectKey::Config, &[b"c"]).unwrap();
+    let other = LocalStorage::open_real(&root).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                other.tidy().unwrap();
+            }
+        });
+        let stored = (0..=255u8).map(|n| writer.put(pack(n), &[&[n; 100]]));
+        let failed: Vec<_> = stored.filter_map(Result::err).collect();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(failed.is_empty(), "{} of 256 failed, first: {}", failed.len(), failed[0]);
+    });
+}
+
 #[test]
 fn foreign_names_are_left_out_of_lists() {
     let dir = tempfile::tempdir().unwrap();

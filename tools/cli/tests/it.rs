@@ -8,4 +8,5 @@ mod it {
     mod keys;
     mod mounts;
     mod support;
+    mod together;
 }

@@ -107,19 +107,17 @@ impl LocalStorage {
         }
     }
 
-    fn write_temp(&self, temp: &Path, parts: &[&[u8]]) -> io::Result<()> {
+    fn try_put(&self, temp: &Path, key: ObjectKey, parts: &[&[u8]]) -> io::Result<()> {
+        let path = self.path(key);
+        let dir = path.parent().unwrap_or(&self.root);
         let mut file = self.fs.create_new(temp)?;
         for part in parts {
             file.write_all(part)?;
         }
-        file.sync()
-    }
-
-    fn try_put(&self, temp: &Path, key: ObjectKey, parts: &[&[u8]]) -> io::Result<()> {
-        let path = self.path(key);
-        let dir = path.parent().unwrap_or(&self.root);
-        self.write_temp(temp, parts)?;
+        file.sync()?;
+        // The file stays ours until it has its name, or a clean-up would take it for a dead one.
         self.fs.rename_new(temp, &path)?;
+        drop(file);
         self.fs.sync_dir(dir)
     }
 }

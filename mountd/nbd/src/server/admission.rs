@@ -183,7 +183,7 @@ mod tests {
         tokio::time::timeout(soon * 100, first.evicted()).await.unwrap();
         assert!(tokio::time::timeout(soon, second.evicted()).await.is_err());
         assert!(tokio::time::timeout(soon, chosen.evicted()).await.is_err());
-        // The place of the one pushed out is given back once: three connections are left.
+        // The place of the one pushed out is given back once, not twice.
         drop(first);
         let more: Vec<_> = (2..20)
             .filter_map(|id| {

@@ -4,11 +4,12 @@
 //! is, and carries plain BLAKE3 sums, so a host without any key can verify a pack.
 
 use crate::limits::{CHUNK_RAW_MAX, CHUNK_STORED_MAX, PACK_ENTRIES_MAX, PACK_MAX, SEAL_OVERHEAD};
-use crate::{ChunkId, Field, FormatError, PackId, RepoId, magic};
+use crate::{ChunkId, FormatError, PackId, RepoId, magic};
 
 /// The header of a pack.
 pub mod header {
-    use super::*;
+    use crate::{Field, PackId, RepoId};
+
     /// Magic of a pack.
     pub const MAGIC: Field = Field::new("magic", 0, 8);
     /// Format version.
@@ -34,7 +35,8 @@ pub mod header {
 
 /// One entry of the table.
 pub mod entry {
-    use super::*;
+    use crate::{ChunkId, Field};
+
     /// The chunk.
     pub const CHUNK_ID: Field = Field::new("chunk_id", 0, ChunkId::LEN);
     /// Bytes from the start of the pack.
@@ -55,7 +57,8 @@ pub mod entry {
 
 /// The trailer, the last bytes of a pack.
 pub mod trailer {
-    use super::*;
+    use crate::{Field, PackId};
+
     /// Magic of a trailer.
     pub const MAGIC: Field = Field::new("magic", 0, 8);
     /// Format version.

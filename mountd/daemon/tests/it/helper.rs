@@ -1,6 +1,6 @@
 //! Other processes: this test program started again as a mount process or as a guardian.
 //!
-//! The two `#[test]`s here are not tests; they are what such a process runs.
+//! The two `#[test]`s here are not tests; they are what such a process runs, and do nothing otherwise.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
@@ -38,7 +38,7 @@ impl Server {
             command.uid(user).gid(user);
         }
         command
-            .args(["--exact", "helper::serve", "--ignored", "--nocapture"])
+            .args(["--exact", "helper::serve", "--nocapture"])
             .env(SERVE_DIR, fixture.dir.path())
             .env(SERVE_AT, at.path())
             .current_dir("/")
@@ -69,12 +69,11 @@ impl Drop for Server {
 
 /// How this program is started as a guardian.
 pub(crate) fn guardian() -> GuardianCommand {
-    let args = ["--exact", "helper::guard", "--ignored"].map(OsString::from);
+    let args = ["--exact", "helper::guard"].map(OsString::from);
     GuardianCommand { program: std::env::current_exe().unwrap(), args: args.into() }
 }
 
 #[test]
-#[ignore = "not a test: a process that other tests start"]
 fn serve() {
     let Some(dir) = std::env::var_os(SERVE_DIR) else { return };
     let mut options = quick(Path::new(&std::env::var_os(SERVE_AT).unwrap()));
@@ -85,7 +84,6 @@ fn serve() {
 }
 
 #[test]
-#[ignore = "not a test: a process that other tests start"]
 fn guard() {
     // The mountpoint and its identity come last; the test harness takes them for names of tests.
     let args: Vec<String> = std::env::args().collect();

@@ -1,0 +1,50 @@
+//! `cargo xtask bench`: measured beside limits and peers, in one run, never from memory.
+
+mod image;
+mod measure;
+mod report;
+mod store;
+mod tools;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::env::House;
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand, Debug)]
+enum What {
+    /// First backup, unchanged backup and restore of a mixed image, beside the limits of this
+    /// machine and beside restic, borg and rustic
+    Store(store::Args),
+    /// Only write the mixed image
+    Image {
+        /// The file to write; what is there is replaced
+        out: PathBuf,
+        /// Size of the image
+        #[arg(long, default_value_t = image::DEFAULT_MIB)]
+        size_mib: u64,
+        /// The same seed makes the same image
+        #[arg(long, default_value_t = image::DEFAULT_SEED)]
+        seed: u64,
+    },
+}
+
+/// The chore `cargo xtask bench`.
+pub(crate) fn run(house: &House, args: Args) -> Result<ExitCode> {
+    match args.what {
+        What::Store(args) => store::run(house, &args),
+        What::Image { out, size_mib, seed } => {
+            image::write(&out, size_mib, seed)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

@@ -167,9 +167,11 @@ pub(crate) fn check(
     progress: &dyn Progress,
 ) -> Result<CheckReport> {
     let mut report = CheckReport::default();
+    // Points first: all packs that a visible point needs are there (rule O2), so the listing of
+    // packs that follows has them, also while backups go on.
+    let list = repo.points_afresh()?;
     inner.synchronise()?;
     let bad = check_all_packs(inner, options, &mut report, progress)?;
-    let list = repo.points_afresh()?;
     for (id, e) in &list.damaged {
         report.add(DamageKind::Point(*id), e);
     }

@@ -2,12 +2,14 @@
 //!
 //! Usage: `limits IMAGE`. A sample of the image's chunks that are not zeros is held in memory and
 //! put through the same operations, of the same libraries, that storing and restoring need, on all
-//! processors at once, with nothing else around them: no reading, no index, no writing. Prints one
+//! processors at once, with nothing else around them: no index, no packs. Reading the image and
+//! writing beside it are measured apart, to tell what holds a backup or a restore back. Prints one
 //! JSON object with rates in MiB of plain data a second.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this program does")]
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -150,7 +152,8 @@ fn main() -> Result<()> {
     let (_, decode) = each(threads, chunks.len(), |worker, i| worker.decode(i, &stored[i]))?;
     println!(
         "{{\"threads\":{threads},\"data_mib\":{:.3},\"sample_mib\":{:.3},\"encode_mib_s\":{:.1},\
-         \"encode_verified_mib_s\":{:.1},\"hash_mib_s\":{:.1},\"read_hash_mib_s\":{:.1},\"decode_mib_s\":{:.1}}}",
+         \"encode_verified_mib_s\":{:.1},\"hash_mib_s\":{:.1},\"read_hash_mib_s\":{:.1},\"decode_mib_s\":{:.1},\
+         \"write_mib_s\":{:.1}}}",
         data_bytes as f64 / MIB,
         bytes as f64 / MIB,
         rate(encode),
@@ -158,8 +161,25 @@ fn main() -> Result<()> {
         rate(hash),
         rate(read_hash),
         rate(decode),
+        rate(write(Path::new(&path), &chunks)?),
     );
     Ok(())
+}
+
+/// Seconds that one thread needs to write the chunks to a new file beside the image.
+fn write(image: &Path, chunks: &[Vec<u8>]) -> Result<f64> {
+    let path = image.with_extension("limit");
+    let file = File::create(&path)?;
+    let start = Instant::now();
+    let mut at = 0;
+    let written = chunks.iter().try_for_each(|chunk| {
+        file.write_all_at(chunk, at)?;
+        at += chunk.len() as u64;
+        Ok::<_, std::io::Error>(())
+    });
+    let seconds = start.elapsed().as_secs_f64();
+    std::fs::remove_file(&path)?;
+    written.map(|()| seconds).context("cannot write beside the image")
 }
 
 /// Chunks of an image, where they lie, and the bytes of all its chunks that are not zeros.

@@ -45,7 +45,7 @@ impl WorkDir {
         fs::create_dir_all(parent)?;
         sweep(parent)?;
         let dir = parent.join(std::process::id().to_string());
-        fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(WorkDir(dir))
     }
 
@@ -62,6 +62,10 @@ impl Drop for WorkDir {
             && let Err(error) = fs::remove_dir_all(&self.0)
         {
             eprintln!("cannot remove {}: {error}", self.0.display());
+        }
+        // Goes when no other run has a directory in it, and stays otherwise.
+        if let Some(parent) = self.0.parent() {
+            let _ = fs::remove_dir(parent);
         }
     }
 }

@@ -31,6 +31,8 @@ pub(super) struct Limits {
     pub(super) read_hash: f64,
     /// AES-256-GCM + zstd + BLAKE3.
     pub(super) decode: f64,
+    /// Writing alone, one thread, to the file system that is restored to.
+    pub(super) write: f64,
 }
 
 /// The samples of one program.
@@ -90,6 +92,7 @@ impl Report {
             hash: middle(|l| l.hash),
             read_hash: middle(|l| l.read_hash),
             decode: middle(|l| l.decode),
+            write: middle(|l| l.write),
         }
     }
 
@@ -108,6 +111,7 @@ impl Report {
             ("BLAKE3", limits.hash),
             ("BLAKE3 and reading", limits.read_hash),
             ("AES-GCM + zstd + BLAKE3", limits.decode),
+            ("writing it (one thread)", limits.write),
         ] {
             let _ = writeln!(out, "  {name:26} {rate:7.0} MiB/s  {:6.2} s", data / rate);
         }
@@ -228,6 +232,7 @@ mod tests {
             hash: 900.0,
             read_hash: 800.0,
             decode: 100.0,
+            write: 500.0,
         };
         let report = Report {
             size_mib: 1000,

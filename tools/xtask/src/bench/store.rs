@@ -118,6 +118,7 @@ fn measure_limits(program: &Path, image: &Path) -> Result<Limits> {
         hash: number("hash_mib_s")?,
         read_hash: number("read_hash_mib_s")?,
         decode: number("decode_mib_s")?,
+        write: number("write_mib_s")?,
     })
 }
 

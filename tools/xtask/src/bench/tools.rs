@@ -2,6 +2,7 @@
 //! directory, each with its own cache below the work directory.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -93,7 +94,9 @@ impl Tool {
 
     /// Makes an empty repository in `dir`, which must be empty.
     pub(super) fn init(&self, dir: &Path) -> Result<()> {
-        fs::write(dir.join("password"), "correct horse battery staple\n")?;
+        let password = dir.join("password");
+        fs::write(&password, "correct horse battery staple\n")?;
+        fs::set_permissions(&password, fs::Permissions::from_mode(0o600))?;
         let args: &[&str] = match self.kind {
             None => &["repo", "init"],
             Some(Peer::Restic | Peer::Rustic) => &["init"],

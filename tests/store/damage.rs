@@ -98,6 +98,23 @@ fn flipped_bits_are_found_named_and_contained() {
     }
 }
 
+/// Every bit of a pack's fixed parts: none of them makes the repository unusable, whatever it says.
+#[test]
+fn no_bit_of_a_header_or_trailer_stops_the_rest() {
+    let packs = rig().storage.list(Folder::Packs).unwrap();
+    let pack = packs[0];
+    let size = rig().storage.size(pack).unwrap();
+    for bit in (0..64 * 8).chain((size - 128) * 8..size * 8).step_by(3) {
+        let rig = rig();
+        rig.storage.tamper(pack, |bytes| bytes[bit as usize / 8] ^= 1 << (bit % 8));
+        let repo = rig.reopen();
+        let (point, disk) = &rig.points[1];
+        let again = back_up(&repo, &point.machine, disk).unwrap();
+        let bytes = crate::support::read(&rig.reopen(), &again.disks[0]).unwrap();
+        assert!(bytes == *disk, "bit {bit}");
+    }
+}
+
 #[test]
 fn lost_cut_zeroed_and_swapped_packs() {
     type Change = fn(&Rig, ObjectKey, ObjectKey);

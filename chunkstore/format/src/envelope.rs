@@ -60,10 +60,6 @@ impl Envelope {
         if MAGIC.bytes(bytes)? != magic {
             return Err(FormatError::damaged("magic", "this is not an object of that kind"));
         }
-        let version = VERSION.u16(bytes)?;
-        if version != magic::VERSION {
-            return Err(FormatError::unsupported("version", format!("version {version}")));
-        }
         let len = PAYLOAD_LEN.u32(bytes)?;
         if len > payload_max {
             return Err(FormatError::damaged("payload_len", format!("{len} bytes is too long")));
@@ -77,6 +73,11 @@ impl Envelope {
         }
         if blake3::hash(&bytes[..end]).as_bytes() != &bytes[end..] {
             return Err(FormatError::damaged("checksum", "the checksum does not match"));
+        }
+        // Only now: a damaged version must not pass for a newer one.
+        let version = VERSION.u16(bytes)?;
+        if version != magic::VERSION {
+            return Err(FormatError::unsupported("version", format!("version {version}")));
         }
         let flags = FLAGS.u16(bytes)?;
         if flags & !FLAG_SEALED != 0 {
@@ -128,7 +129,8 @@ mod tests {
         for i in 0..good.len() * 8 {
             let mut bad = good.clone();
             bad[i / 8] ^= 1 << (i % 8);
-            assert!(Envelope::decode(&bad, magic::POINT, 100).is_err(), "bit {i}");
+            let e = Envelope::decode(&bad, magic::POINT, 100).unwrap_err();
+            assert_eq!(e.kind(), FormatErrorKind::Damaged, "bit {i}: {e}");
         }
         for n in 0..good.len() {
             assert!(Envelope::decode(&good[..n], magic::POINT, 100).is_err(), "cut at {n}");
@@ -144,6 +146,9 @@ mod tests {
         assert!(Envelope::decode(&sample(), magic::POINT, 3).is_err());
         let mut newer = sample();
         newer[VERSION.offset] = 9;
+        let end = newer.len() - CHECKSUM_LEN;
+        let sum = blake3::hash(&newer[..end]);
+        newer[end..].copy_from_slice(sum.as_bytes());
         let e = Envelope::decode(&newer, magic::POINT, 100).unwrap_err();
         assert_eq!(e.kind(), FormatErrorKind::Unsupported);
     }

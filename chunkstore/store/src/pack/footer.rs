@@ -37,12 +37,14 @@ pub(crate) fn read_footer(
     }
     let mut head = [0u8; header::LEN];
     storage.read_at(key, 0, &mut head)?;
-    let header = check_header(&head, repo, pack, keys).map_err(damaged)?;
     let tail_len = FOOTER_READ.min(len);
     let mut tail = vec![0u8; usize::try_from(tail_len).unwrap_or(0)];
     storage.read_at(key, len - tail_len, &mut tail)?;
     let (rest, end) = tail.split_at(tail.len() - trailer::LEN);
     let t = PackTrailer::decode(end, len).map_err(damaged)?;
+    // The trailer vouches for the version, so whatever is odd about the header is damage.
+    let header = check_header(&head, repo, pack, keys)
+        .map_err(|e| damaged(FormatError::damaged("header", e.to_string())))?;
     check_trailer(&t, &header).map_err(damaged)?;
     let table_len = t.table_len as usize;
     let mut table = match rest.len().checked_sub(table_len) {

@@ -181,7 +181,12 @@ impl Inner {
         match read_footer(&*self.storage, self.config.id, &self.keys, pack) {
             Ok(f) => index.add_pack(pack, f.header.kind, f.len, &f.entries),
             // Its chunks count as absent, so the next backup stores them again; a check names it.
-            Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Unsupported
+                ) =>
+            {
                 tracing::warn!(%pack, error = %e, "a pack cannot be used");
                 Ok(())
             }

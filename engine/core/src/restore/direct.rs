@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -21,6 +22,9 @@ pub(super) struct Writer<'a> {
     direct: Option<File>,
     /// Set when direct writes turn out not to work after all.
     refused: AtomicBool,
+    /// One write through the cache at a time: the kernel allows one per file anyway, and lets the
+    /// others spin for it instead of unpacking.
+    turn: Mutex<()>,
 }
 
 impl<'a> Writer<'a> {
@@ -28,7 +32,7 @@ impl<'a> Writer<'a> {
         let flags = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let direct = File::options().write(true).custom_flags(flags).open(path).ok();
-        Writer { file, direct, refused: AtomicBool::new(false) }
+        Writer { file, direct, refused: AtomicBool::new(false), turn: Mutex::default() }
     }
 
     /// Writes all of `bytes` at `offset`: what is aligned directly, the rest through the cache.
@@ -38,18 +42,24 @@ impl<'a> Writer<'a> {
             && !self.refused.load(Ordering::Relaxed);
         let whole = if aligned { bytes.len() - bytes.len() % ALIGN } else { 0 };
         let Some(direct) = self.direct.as_ref().filter(|_| whole > 0) else {
-            return self.file.write_all_at(bytes, offset);
+            return self.cached(bytes, offset);
         };
         let (now, rest) = bytes.split_at(whole);
         match direct.write_all_at(now, offset) {
-            Ok(()) => self.file.write_all_at(rest, offset + now.len() as u64),
+            Ok(()) if rest.is_empty() => Ok(()),
+            Ok(()) => self.cached(rest, offset + now.len() as u64),
             // The flag was accepted and the write is not: some file systems tell only now.
             Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
                 self.refused.store(true, Ordering::Relaxed);
-                self.file.write_all_at(bytes, offset)
+                self.cached(bytes, offset)
             }
             Err(e) => Err(e),
         }
+    }
+
+    fn cached(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.file.write_all_at(bytes, offset)
     }
 }
 

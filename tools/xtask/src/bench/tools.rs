@@ -71,7 +71,7 @@ impl Tool {
         match self.kind {
             None => command
                 .env("BACKSTAY_REPO", repo)
-                .env("BACKSTAY_PASSPHRASE_FILE", password)
+                .env("BACKSTAY_KEY_FILE", dir.join("key"))
                 .env("BACKSTAY_CACHE_DIR", cache),
             Some(Peer::Restic) => command
                 .env("RESTIC_REPOSITORY", repo)
@@ -98,7 +98,7 @@ impl Tool {
         fs::write(&password, "correct horse battery staple\n")?;
         fs::set_permissions(&password, fs::Permissions::from_mode(0o600))?;
         let args: &[&str] = match self.kind {
-            None => &["repo", "init"],
+            None => &["repo", "init", "--new-key-file", "key"],
             Some(Peer::Restic | Peer::Rustic) => &["init"],
             Some(Peer::Borg) => &["init", "--encryption", "repokey"],
         };

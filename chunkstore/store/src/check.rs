@@ -88,7 +88,7 @@ const DAMAGE_MAX: usize = 10_000;
 
 impl CheckReport {
     fn add(&mut self, kind: DamageKind, reason: &Error) {
-        self.add_text(kind, chain(reason));
+        self.add_text(kind, reason.whole_story());
     }
 
     fn add_text(&mut self, kind: DamageKind, reason: String) {
@@ -113,16 +113,6 @@ impl CheckReport {
             self.damage_left_out += 1;
         }
     }
-}
-
-fn chain(e: &Error) -> String {
-    let mut text = e.to_string();
-    let mut source = std::error::Error::source(e);
-    while let Some(s) = source {
-        text = format!("{text}: {s}");
-        source = s.source();
-    }
-    text
 }
 
 fn stopped(progress: &dyn Progress) -> Result<()> {
@@ -151,7 +141,7 @@ pub(crate) fn check_packs(
         report.packs += 1;
         progress.add("packs", 1);
         if let Err(e) = checked {
-            report.damage.push(Damage { kind: DamageKind::Pack(id), reason: chain(&e) });
+            report.damage.push(Damage { kind: DamageKind::Pack(id), reason: e.whole_story() });
         }
     }
     Ok(report)
@@ -223,7 +213,7 @@ fn check_all_packs(
         let bytes = match inner.storage().get(key, PACK_MAX) {
             Ok(bytes) => bytes,
             Err(e) => {
-                let reason = chain(&e);
+                let reason = e.whole_story();
                 bad.extend(footer.entries.iter().map(|c| (c.id, reason.clone())));
                 report.add(DamageKind::Pack(id), &e);
                 continue;
@@ -261,7 +251,7 @@ fn bad_chunks(
         let reason = match decoded {
             Ok(()) if inner.keys().chunk_id(kind, &raw) == e.id => continue,
             Ok(()) => "the decoded bytes are not the chunk's".to_owned(),
-            Err(e) => chain(&e),
+            Err(e) => e.whole_story(),
         };
         bad.push((e.id, format!("pack {pack}: {reason}")));
     }
@@ -292,7 +282,7 @@ impl DiskWalk<'_> {
         let here = match here {
             Ok(here) => here,
             Err(e) if e.kind() == ErrorKind::Damaged => {
-                self.lost(first, chunks_below(levels), &chain(&e));
+                self.lost(first, chunks_below(levels), &e.whole_story());
                 return Ok(false);
             }
             Err(e) => return Err(e),

@@ -74,6 +74,17 @@ impl Error {
         self.kind
     }
 
+    /// This error and all that caused it, in one line.
+    pub(crate) fn whole_story(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(s) = source {
+            text = format!("{text}: {s}");
+            source = s.source();
+        }
+        text
+    }
+
     /// The same error with more of the story: `text` first, this error as its source.
     pub fn context(self, text: impl Into<String>) -> Self {
         Self { kind: self.kind, text: text.into(), source: Some(Box::new(self)) }

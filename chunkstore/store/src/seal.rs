@@ -7,7 +7,7 @@ use zstd::bulk::{Compressor, Decompressor};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// zstd level: the fastest of the numbered levels; see ARCHITECTURE.md, Figures.
+/// zstd level: the fastest of the numbered levels (ARCHITECTURE.md, Decisions).
 const ZSTD_LEVEL: i32 = 1;
 
 /// Compressor with its working memory; one per thread.

@@ -15,5 +15,6 @@ mod private_dir;
 pub mod restore;
 pub mod source;
 mod tool;
+mod workers;
 
 pub use error::{Error, ErrorKind, Result};

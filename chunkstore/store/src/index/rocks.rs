@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use backstay_format::pack::{Encoding, PackEntry, PackKind};
 use backstay_format::{ChunkId, PackId, PointId};
 use parking_lot::{Mutex, RwLock};
-use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, Options, WriteBatch};
+use rocksdb::{
+    BlockBasedOptions, Cache, DB, DBCompressionType, Options, WaitForCompactOptions, WriteBatch,
+};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{ChunkIndex, ChunkLocation, PackInfo};
@@ -25,6 +27,10 @@ use crate::error::{Error, ErrorKind, Result};
 const DELTA_CHUNKS_MAX: usize = 64 * 1024;
 /// Memory for index blocks read from disk, per process.
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
+/// Files that publishing may leave unmerged.
+const SMALL_FILES_MAX: u64 = 8;
+/// How long a publishing waits for a merge, in microseconds.
+const SETTLE_MICROS: u64 = 10_000_000;
 /// Memory for one batch of writes.
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
 
@@ -96,6 +102,7 @@ impl RocksIndex {
             batch.put(complete_key(*point), []);
         }
         db.write(batch).map_err(|e| rocks_error("cannot write the index", e))?;
+        settle(&db);
         drop(db);
         self.reload()
     }
@@ -118,6 +125,7 @@ impl RocksIndex {
         let mut batch = WriteBatch::default();
         fill(&db, &mut batch);
         db.write(batch).map_err(|e| rocks_error(what, e))?;
+        settle(&db);
         drop(db);
         self.reload()
     }
@@ -327,6 +335,19 @@ fn open_primary(path: &Path, cache: &Cache) -> Result<DB> {
     DB::open(&options(cache), path).map_err(|e| rocks_error("cannot open the index", e))
 }
 
+/// Lets RocksDB merge the small files that every publishing leaves, once there are several: closing
+/// the database would break the merge off, and lookups would have ever more files to ask.
+fn settle(db: &DB) {
+    let files = db.property_int_value("rocksdb.num-files-at-level0");
+    if !matches!(files, Ok(Some(n)) if n >= SMALL_FILES_MAX) {
+        return;
+    }
+    let mut options = WaitForCompactOptions::default();
+    options.set_timeout(SETTLE_MICROS);
+    // Not merged in time: the next publishing goes on with it.
+    let _ = db.wait_for_compact(&options);
+}
+
 /// Opens a secondary instance. The caller holds the exclusive lock.
 fn open_or_create(path: &Path, reader: &Path, cache: &Cache) -> Result<DB> {
     let secondary = || DB::open_as_secondary(&options(cache), path, reader);
@@ -499,6 +520,21 @@ mod tests {
         assert!(!a.is_complete(point));
         let b = RocksIndex::open(dir.path()).unwrap();
         assert!(find(&b, 1).is_none() && !b.is_complete(point));
+    }
+
+    #[test]
+    fn many_publishings_do_not_leave_many_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = RocksIndex::open(dir.path()).unwrap();
+        for n in 0..40 {
+            a.add_pack(pack(n), PackKind::Data, 99, &entries(n + 1)).unwrap();
+            a.publish().unwrap();
+        }
+        assert_eq!(a.packs().len(), 40);
+        let files = std::fs::read_dir(dir.path().join("db")).unwrap().flatten();
+        let tables =
+            files.filter(|f| f.path().extension().is_some_and(|e| e == "sst")).count() as u64;
+        assert!(tables <= SMALL_FILES_MAX + 4, "{tables} table files");
     }
 
     #[test]

@@ -298,13 +298,7 @@ impl State {
 
     fn set_failed(&mut self, e: &Error) {
         if self.failed.is_none() {
-            let mut text = e.to_string();
-            let mut source = std::error::Error::source(e);
-            while let Some(s) = source {
-                text = format!("{text}: {s}");
-                source = s.source();
-            }
-            self.failed = Some((e.kind(), text));
+            self.failed = Some((e.kind(), e.whole_story()));
         }
     }
 

@@ -1,8 +1,7 @@
 //! The workers of a backup: each takes a segment, reads it and hands it to the store, which hashes,
 //! looks up, compresses and seals it in the same thread. Memory is one buffer for each worker.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use backstay_blockdev::ExtentKind;
 use backstay_store::{ChunkSize, ImageWriter, WriteScratch};
@@ -11,6 +10,7 @@ use super::feed::{Feed, Segment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::source::OpenSource;
+use crate::workers::{self, Stop};
 
 /// What all workers together did.
 #[derive(Debug, Default, Clone, Copy)]
@@ -29,8 +29,6 @@ struct Job<'a> {
     chunk_size: ChunkSize,
     feed: Feed,
     monitor: &'a dyn Monitor,
-    stop: AtomicBool,
-    outcome: Mutex<Result<Done>>,
 }
 
 /// Reads all disks with `workers` threads. The first error ends all of them and is returned.
@@ -43,61 +41,38 @@ pub(super) fn all(
     monitor: &dyn Monitor,
 ) -> Result<Done> {
     let devices = sources.iter().map(|s| Arc::clone(&s.device)).collect();
-    let job = Job {
-        names,
-        sources,
-        writers,
-        chunk_size,
-        feed: Feed::new(devices, chunk_size.bytes()),
-        monitor,
-        stop: AtomicBool::new(false),
-        outcome: Mutex::new(Ok(Done::default())),
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| job.work());
-        }
-    });
-    job.outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+    let feed = Feed::new(devices, chunk_size.bytes());
+    let job = Job { names, sources, writers, chunk_size, feed, monitor };
+    workers::run(workers, |stop| job.segments(stop), Done::add, || ())
+}
+
+impl Done {
+    fn add(&mut self, more: Done) {
+        self.read_bytes += more.read_bytes;
+        self.hole_bytes += more.hole_bytes;
+        self.known_chunks += more.known_chunks;
+        self.zero_chunks += more.zero_chunks;
+        self.new_chunks += more.new_chunks;
+    }
 }
 
 impl Job<'_> {
-    fn work(&self) {
+    fn segments(&self, stop: &Stop) -> Result<Done> {
         let mut done = Done::default();
-        let result = self.segments(&mut done);
-        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-        match (result, &mut *outcome) {
-            (Ok(()), Ok(all)) => {
-                all.read_bytes += done.read_bytes;
-                all.hole_bytes += done.hole_bytes;
-                all.new_chunks += done.new_chunks;
-                all.known_chunks += done.known_chunks;
-                all.zero_chunks += done.zero_chunks;
-            }
-            (Err(error), Ok(_)) => {
-                self.stop.store(true, Ordering::Relaxed);
-                *outcome = Err(error);
-            }
-            // Another worker failed first; its error is the cause of whatever happened here.
-            (_, Err(_)) => {}
-        }
-    }
-
-    fn segments(&self, done: &mut Done) -> Result<()> {
         let mut buf = Vec::new();
         let mut scratch = WriteScratch::new()?;
-        while !self.stop.load(Ordering::Relaxed) {
+        while !stop.is_set() {
             if self.monitor.cancelled() {
                 return Err(Error::new(ErrorKind::Cancelled, "the backup was cancelled"));
             }
             let Some(segment) = self.feed.next()? else { break };
-            self.segment(segment, &mut buf, &mut scratch, done).map_err(|e| {
+            self.segment(segment, &mut buf, &mut scratch, &mut done).map_err(|e| {
                 let name = self.names.get(segment.disk).map_or("?", String::as_str);
                 e.within(format!("disk {name} at byte {}", segment.offset))
             })?;
             self.monitor.add_bytes(segment.len);
         }
-        Ok(())
+        Ok(done)
     }
 
     fn segment(

@@ -1,14 +1,12 @@
 //! The workers of a restore: each takes a run, reads and verifies it, and gives it to the target.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-
 use backstay_store::{ImageReader, ReadScratch};
 
 use super::direct::Buffer;
 use super::runs::{Run, Runs};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
+use crate::workers::{self, Stop};
 
 /// Where runs go. Called from several threads at once, in no order.
 pub(super) trait Sink: Sync {
@@ -33,8 +31,6 @@ struct Job<'a> {
     runs: Runs,
     sink: &'a dyn Sink,
     monitor: &'a dyn Monitor,
-    stop: AtomicBool,
-    outcome: Mutex<Result<Copied>>,
 }
 
 /// Copies the whole image into `sink` with `workers` threads. The first error ends all of them and
@@ -46,47 +42,23 @@ pub(super) fn copy(
     workers: usize,
     monitor: &dyn Monitor,
 ) -> Result<Copied> {
-    let job = Job {
-        disk,
-        reader,
-        runs: Runs::new(reader.clone()),
-        sink,
-        monitor,
-        stop: AtomicBool::new(false),
-        outcome: Mutex::new(Ok(Copied::default())),
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| job.work());
-        }
-    });
-    job.outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+    let job = Job { disk, reader, runs: Runs::new(reader.clone()), sink, monitor };
+    workers::run(workers, |stop| job.runs(stop), Copied::add, || sink.abort())
+}
+
+impl Copied {
+    fn add(&mut self, more: Copied) {
+        self.data_bytes += more.data_bytes;
+        self.hole_bytes += more.hole_bytes;
+    }
 }
 
 impl Job<'_> {
-    fn work(&self) {
+    fn runs(&self, stop: &Stop) -> Result<Copied> {
         let mut copied = Copied::default();
-        let result = self.runs(&mut copied);
-        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-        match (result, &mut *outcome) {
-            (Ok(()), Ok(all)) => {
-                all.data_bytes += copied.data_bytes;
-                all.hole_bytes += copied.hole_bytes;
-            }
-            (Err(error), Ok(_)) => {
-                *outcome = Err(error);
-                self.stop.store(true, Ordering::Relaxed);
-                self.sink.abort();
-            }
-            // The first error is the cause of whatever happened here.
-            (_, Err(_)) => {}
-        }
-    }
-
-    fn runs(&self, copied: &mut Copied) -> Result<()> {
         let mut buf = Buffer::default();
         let mut scratch = ReadScratch::new()?;
-        while !self.stop.load(Ordering::Relaxed) {
+        while !stop.is_set() {
             if self.monitor.cancelled() {
                 return Err(Error::new(ErrorKind::Cancelled, "the restore was cancelled"));
             }
@@ -100,7 +72,7 @@ impl Job<'_> {
             }
             self.monitor.add_bytes(run.len);
         }
-        Ok(())
+        Ok(copied)
     }
 
     fn data(&self, run: Run, buf: &mut Buffer, scratch: &mut ReadScratch) -> Result<()> {

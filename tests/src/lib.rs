@@ -1,1 +1,0 @@
-//! Tests larger than a unit: end to end, conformance, crash, damage, model.

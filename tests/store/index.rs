@@ -81,3 +81,28 @@ fn two_open_repositories_learn_from_each_other() {
     let second = back_up(&b, "db01", &disk).unwrap();
     assert_eq!(second.stats.new_chunks, 0, "b recognises what a stored");
 }
+
+/// A copy of a repository has the same id; what one place stored must not count as stored in the
+/// other.
+#[test]
+fn a_copied_repository_has_an_index_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let original = init_real(dir.path(), Encryption::Aes256Gcm);
+    back_up(&original, "web01", &image(1, 50 * CHUNK)).unwrap();
+    let (location, options) = real(dir.path());
+    let copied = Location::from_path(&dir.path().join("copy"));
+    let done = std::process::Command::new("cp")
+        .arg("-a")
+        .args([location.path(), copied.path()])
+        .status()
+        .unwrap();
+    assert!(done.success());
+    let copy = Repository::open(&copied, &key(), &options).unwrap();
+    let disk = image(2, 200 * CHUNK);
+    back_up(&original, "web01", &disk).unwrap();
+    let point = back_up(&copy, "web01", &disk).unwrap();
+    assert!(point.stats.new_chunks > 0, "the copy has none of the original's later chunks");
+    drop(original);
+    std::fs::remove_dir_all(location.path()).unwrap();
+    assert!(read(&copy, &point.disks[0]).unwrap() == disk);
+}

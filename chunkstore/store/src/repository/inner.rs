@@ -142,13 +142,15 @@ impl Inner {
 
     /// Forgets packs that are gone and reads the footers of those it does not know, and no chunk.
     fn adopt_packs(&self, index: &dyn ChunkIndex) -> Result<()> {
+        // In this order: a pack that is known was durable before it was known (rule O5), so one
+        // that the listing lacks has vanished, whatever others do meanwhile.
+        let known: BTreeSet<PackId> = index.packs().into_iter().map(|(id, _)| id).collect();
         let stored: BTreeSet<PackId> = self
             .storage
             .list(Folder::Packs)?
             .into_iter()
             .filter_map(|k| if let ObjectKey::Pack(id) = k { Some(id) } else { None })
             .collect();
-        let known: BTreeSet<PackId> = index.packs().into_iter().map(|(id, _)| id).collect();
         let gone: Vec<PackId> = known.difference(&stored).copied().collect();
         if !gone.is_empty() {
             tracing::warn!(packs = gone.len(), "packs have vanished from the repository");

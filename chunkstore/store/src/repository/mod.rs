@@ -151,7 +151,7 @@ impl Repository {
     pub fn open(location: &Location, unlock: &Unlock, options: &OpenOptions) -> Result<Repository> {
         let storage = Arc::new(LocalStorage::open_real(location.path())?);
         let config = load_config(&*storage)?;
-        let dir = options.cache_dir.join(config.id.to_string()).join("index-1");
+        let dir = options.cache_dir.join(config.id.to_string()).join(index_name(location));
         let index = IndexChoice::Directory(dir);
         Self::open_on(storage, location.clone(), unlock, options, index, Arc::new(SystemEntropy))
     }
@@ -332,6 +332,16 @@ fn check_key_given(unlock: &Unlock) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// The index's directory: a copy of a repository has the same id and soon other packs, so each
+/// place has an index of its own.
+fn index_name(location: &Location) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::fs::canonicalize(location.path());
+    let path = path.unwrap_or_else(|_| location.path().to_path_buf());
+    let hash = blake3::hash(path.as_os_str().as_bytes()).to_hex();
+    format!("index-1-{}", &hash[..16])
 }
 
 fn load_config(storage: &dyn Storage) -> Result<RepoConfig> {

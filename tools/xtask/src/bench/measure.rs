@@ -14,6 +14,8 @@ use crate::proc;
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Sample {
     pub(super) wall: Duration,
+    /// The same until all it wrote is on the disk, which some programs leave to later.
+    pub(super) durable: Duration,
     /// User and system time of the program and of all it started and waited for.
     pub(super) cpu: Duration,
     /// Peak resident memory, as the kernel counted it.
@@ -31,12 +33,14 @@ pub(super) fn run(command: &mut Command, log: &Path) -> Result<Sample> {
         command.spawn().with_context(|| format!("cannot run `{}`", proc::shown(command)))?;
     let used = child.wait4()?;
     let wall = start.elapsed();
+    proc::run(proc::command("sync").arg("-f").arg(log))?;
+    let durable = start.elapsed();
     if !used.status.success() {
         let said = std::fs::read_to_string(log).unwrap_or_default();
         bail!("`{}` ended with {}: {}", proc::shown(command), used.status, said.trim());
     }
     let cpu = used.rusage.utime + used.rusage.stime;
-    Ok(Sample { wall, cpu, peak_bytes: used.rusage.maxrss })
+    Ok(Sample { wall, durable, cpu, peak_bytes: used.rusage.maxrss })
 }
 
 /// The medians of several runs, each figure by itself, but for memory, where the most counts.
@@ -47,6 +51,7 @@ pub(super) fn median(samples: &[Sample]) -> Sample {
     };
     Sample {
         wall: middle(samples.iter().map(|s| s.wall).collect()),
+        durable: middle(samples.iter().map(|s| s.durable).collect()),
         cpu: middle(samples.iter().map(|s| s.cpu).collect()),
         peak_bytes: samples.iter().map(|s| s.peak_bytes).max().unwrap_or_default(),
     }
@@ -76,10 +81,12 @@ mod tests {
     fn medians_are_of_each_figure_and_the_most_of_memory() {
         let sample = |wall, peak_bytes| Sample {
             wall: Duration::from_secs(wall),
+            durable: Duration::from_secs(wall + 1),
             cpu: Duration::from_secs(10 - wall),
             peak_bytes,
         };
         let got = median(&[sample(3, 1), sample(1, 9), sample(2, 2)]);
         assert_eq!((got.wall.as_secs(), got.cpu.as_secs(), got.peak_bytes), (2, 8, 9));
+        assert_eq!(got.durable.as_secs(), 3);
     }
 }

@@ -219,11 +219,13 @@ fn an_image_a_guest_is_writing_is_in_use() {
         .args([&socket, &path])
         .spawn()
         .expect("qemu-nbd is needed by this test");
-    while !socket.exists() {
+    // It takes the locks at some moment after it was started.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let mut error = None;
+    while error.is_none() && std::time::Instant::now() < deadline {
         assert!(writer.try_wait().unwrap().is_none(), "qemu-nbd ended");
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        error = source::open(&SourceSpec::new(&path)).err();
     }
-    let error = source::open(&SourceSpec::new(&path)).err();
     writer.kill().unwrap();
     writer.wait().unwrap();
     let error = error.expect("an image with a writer must be refused");

@@ -380,9 +380,20 @@ pub(crate) fn start_server(command: &mut Command, socket: &Path) -> Running {
         if let Some(status) = child.0.try_wait().unwrap() {
             panic!("{command:?} ended at once: {status}");
         }
-        socket.exists()
+        listens(socket)
     });
     child
+}
+
+/// Whether somebody listens on a socket. Its file is there a moment earlier, and trying a
+/// connection would take the place of a client where there is only one.
+fn listens(socket: &Path) -> bool {
+    const ACCEPTS: &str = "00010000";
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(3) == Some(&ACCEPTS) && fields.get(7).map(Path::new) == Some(socket)
+    })
 }
 
 /// Writes a sparse file.

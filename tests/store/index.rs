@@ -102,6 +102,10 @@ fn a_copied_repository_has_an_index_of_its_own() {
     back_up(&original, "web01", &disk).unwrap();
     let point = back_up(&copy, "web01", &disk).unwrap();
     assert!(point.stats.new_chunks > 0, "the copy has none of the original's later chunks");
+    let cache = dir.path().join("cache").join(copy.config().id.to_string());
+    let indexes = std::fs::read_dir(cache).unwrap().flatten();
+    let indexes = indexes.filter(|e| e.file_name().to_string_lossy().starts_with("index-"));
+    assert_eq!(indexes.count(), 2, "one for each place");
     drop(original);
     std::fs::remove_dir_all(location.path()).unwrap();
     assert!(read(&copy, &point.disks[0]).unwrap() == disk);

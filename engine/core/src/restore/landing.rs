@@ -194,7 +194,7 @@ fn open_partial(folder: &Path, target: &Path) -> Result<(File, PathBuf)> {
     Err(no_name(folder))
 }
 
-/// `.NAME.backstay-partial-XXXX`. The number only has to be unlike others; `O_EXCL` does the rest.
+/// `.NAME.backstay-partial-0123abcd`. The number only has to be unlike others; `O_EXCL` does the rest.
 fn partial_name(folder: &Path, target: &Path) -> PathBuf {
     use std::hash::{BuildHasher, Hasher};
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();

@@ -114,7 +114,7 @@ pub(super) struct View {
 }
 
 impl View {
-    /// What the number stands for now; none if it has ended.
+    /// What the number stands for; none if that has ended.
     pub(super) fn node(&self, ino: u64) -> Option<Node> {
         if ino == ROOT_INO {
             return Some(Node::Root);

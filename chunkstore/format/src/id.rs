@@ -98,7 +98,27 @@ id! {
     SlotId, 8, BASE32
 }
 
+id! {
+    /// The name of a pin.
+    PinId, 16, BASE32
+}
+id! {
+    /// The name of an index object.
+    IndexId, 16, BASE32
+}
+id! {
+    /// The name of a record of damage.
+    QuarantineId, 16, BASE32
+}
+id! {
+    /// The name of a record of verified packs.
+    VerifiedId, 16, BASE32
+}
+
 impl PointId {
+    /// No point: the session of a pack whose writer is unknown.
+    pub const NONE: PointId = PointId([0; 16]);
+
     /// The short form shown to people: the first six letters.
     pub fn short(&self) -> String {
         self.to_string()[..6].to_owned()

@@ -31,3 +31,9 @@ pub const NAME_MAX: usize = 200;
 pub const SMALL_PAYLOAD_MAX: u32 = 64 * 1024;
 /// Longest payload of a recovery point: room for domain XML and firmware variables.
 pub const POINT_PAYLOAD_MAX: u32 = 16 * 1024 * 1024;
+/// Longest payload of a session, removal, pin or fence.
+pub const RECORD_PAYLOAD_MAX: u32 = 256 * 1024;
+/// Longest payload of a collection's plan or end: the names of two million packs.
+pub const GC_PAYLOAD_MAX: u32 = 64 * 1024 * 1024;
+/// Longest text in a record: reasons, names of hosts and users.
+pub const TEXT_MAX: usize = 4096;

@@ -6,6 +6,18 @@ pub const CONFIG: [u8; 8] = *b"BKSTCONF";
 pub const SLOT: [u8; 8] = *b"BKSTSLOT";
 /// A recovery point.
 pub const POINT: [u8; 8] = *b"BKSTPONT";
+/// A fence: the session of that name may not commit any more.
+pub const FENCE: [u8; 8] = *b"BKSTFENC";
+/// A session: somebody is writing or reading.
+pub const SESSION: [u8; 8] = *b"BKSTSESS";
+/// The removal of a recovery point.
+pub const REMOVAL: [u8; 8] = *b"BKSTRMVL";
+/// A pin: a recovery point must stay.
+pub const PIN: [u8; 8] = *b"BKSTPINN";
+/// The plan of a collection.
+pub const GC_PLAN: [u8; 8] = *b"BKSTGCPL";
+/// The end of a collection.
+pub const GC_END: [u8; 8] = *b"BKSTGCEN";
 /// The header of a pack.
 pub const PACK: [u8; 8] = *b"BKSTPACK";
 /// The trailer of a pack.

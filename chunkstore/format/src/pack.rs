@@ -4,11 +4,11 @@
 //! is, and carries plain BLAKE3 sums, so a host without any key can verify a pack.
 
 use crate::limits::{CHUNK_RAW_MAX, CHUNK_STORED_MAX, PACK_ENTRIES_MAX, PACK_MAX, SEAL_OVERHEAD};
-use crate::{ChunkId, FormatError, PackId, RepoId, magic};
+use crate::{ChunkId, FormatError, PackId, PointId, RepoId, magic};
 
 /// The header of a pack.
 pub mod header {
-    use crate::{Field, PackId, RepoId};
+    use crate::{Field, PackId, PointId, RepoId};
 
     /// Magic of a pack.
     pub const MAGIC: Field = Field::new("magic", 0, 8);
@@ -24,13 +24,13 @@ pub mod header {
     pub const REPO_ID: Field = RESERVED.then("repo_id", RepoId::LEN);
     /// The pack; must be its object name.
     pub const PACK_ID: Field = REPO_ID.then("pack_id", PackId::LEN);
-    /// Zero.
-    pub const RESERVED2: Field = PACK_ID.then("reserved2", 16);
+    /// The session that wrote the pack; zero when it is not known.
+    pub const SESSION: Field = PACK_ID.then("session", PointId::LEN);
     /// The fields, in order.
     pub const FIELDS: [Field; 8] =
-        [MAGIC, VERSION, FLAGS, KIND, RESERVED, REPO_ID, PACK_ID, RESERVED2];
+        [MAGIC, VERSION, FLAGS, KIND, RESERVED, REPO_ID, PACK_ID, SESSION];
     /// Bytes of the header.
-    pub const LEN: usize = RESERVED2.end();
+    pub const LEN: usize = SESSION.end();
 }
 
 /// One entry of the table.
@@ -170,6 +170,8 @@ pub struct PackHeader {
     pub kind: PackKind,
     /// Whether chunks and table are sealed.
     pub sealed: bool,
+    /// The session that wrote the pack; [`PointId::NONE`] when it is not known.
+    pub session: PointId,
 }
 
 impl PackHeader {
@@ -182,6 +184,7 @@ impl PackHeader {
         header::KIND.put(&mut out, &[self.kind.code()]);
         header::REPO_ID.put(&mut out, self.repo_id.as_bytes());
         header::PACK_ID.put(&mut out, self.pack_id.as_bytes());
+        header::SESSION.put(&mut out, self.session.as_bytes());
         out
     }
 
@@ -195,13 +198,13 @@ impl PackHeader {
             return Err(FormatError::unsupported("version", format!("pack version {version}")));
         }
         header::RESERVED.expect_zero(bytes)?;
-        header::RESERVED2.expect_zero(bytes)?;
         let [kind] = header::KIND.array(bytes)?;
         Ok(Self {
             repo_id: RepoId::from_bytes(header::REPO_ID.array(bytes)?),
             pack_id: PackId::from_bytes(header::PACK_ID.array(bytes)?),
             kind: PackKind::from_code(kind)?,
             sealed: sealed_flag(header::FLAGS.u16(bytes)?)?,
+            session: PointId::from_bytes(header::SESSION.array(bytes)?),
         })
     }
 }
@@ -414,6 +417,7 @@ mod tests {
             pack_id: PackId::from_bytes([2; 16]),
             kind: PackKind::Tree,
             sealed: true,
+            session: PointId::from_bytes([5; 16]),
         };
         assert_eq!(PackHeader::decode(&h.encode()).unwrap(), h);
         assert!(PackHeader::decode(&h.encode()[..63]).is_err());

@@ -36,7 +36,19 @@ fn tables_and_constants_agree() {
 
 #[test]
 fn magics_and_limits_stand_in_the_text() {
-    let magics = [magic::CONFIG, magic::SLOT, magic::POINT, magic::PACK, magic::TRAILER];
+    let magics = [
+        magic::CONFIG,
+        magic::SLOT,
+        magic::POINT,
+        magic::FENCE,
+        magic::SESSION,
+        magic::REMOVAL,
+        magic::PIN,
+        magic::GC_PLAN,
+        magic::GC_END,
+        magic::PACK,
+        magic::TRAILER,
+    ];
     for (i, m) in magics.iter().enumerate() {
         let text = std::str::from_utf8(m).unwrap();
         assert!(DOC.contains(&format!("`{text}`")), "{text}");

@@ -9,6 +9,7 @@ use backstay_format::point::{DiskRecord, RecoveryPoint};
 use backstay_format::{ChunkId, ChunkIndex, PackId, PointId, RepoId};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::index::PackSet;
 use crate::key::{Folder, ObjectKey};
 use crate::pack::{read_footer, verify_pack_bytes};
 use crate::progress::Progress;
@@ -308,7 +309,7 @@ impl DiskWalk<'_> {
             (first..).zip(slots).filter_map(|(i, id)| Some((i, (*id)?))).collect();
         let ids: Vec<ChunkId> = present.iter().map(|(_, id)| *id).collect();
         let mut found = Vec::new();
-        self.inner.index()?.get_many(&ids, &mut found)?;
+        self.inner.index()?.get_many(&ids, &PackSet::new(), &mut found)?;
         self.report.chunks += ids.len() as u64;
         let mut whole = true;
         for ((index, id), location) in present.into_iter().zip(found) {

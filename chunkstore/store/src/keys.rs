@@ -7,7 +7,7 @@ use backstay_format::config::{Encryption, RepoConfig};
 use backstay_format::envelope::Envelope;
 use backstay_format::keyslot::{Argon2Cost, KeySlot, SlotKind};
 use backstay_format::pack::PackKind;
-use backstay_format::{ChunkId, PackId, PointId, RepoId, SlotId, magic};
+use backstay_format::{ChunkId, PackId, RepoId, SlotId, magic};
 use zeroize::Zeroizing;
 
 use crate::entropy::{Entropy, array};
@@ -26,6 +26,7 @@ pub(crate) struct Keys {
     tree_ids: Key,
     packs: Key,
     points: Option<LessSafeKey>,
+    records: Option<LessSafeKey>,
     config: Key,
     sealed: bool,
 }
@@ -51,11 +52,13 @@ impl Keys {
     pub(crate) fn new(master: Key, encryption: Encryption) -> Self {
         let sealed = encryption == Encryption::Aes256Gcm;
         let points = derive("backstay v1 recovery points", &*master);
+        let records = derive("backstay v1 records", &*master);
         Self {
             data_ids: derive("backstay v1 data chunk ids", &*master),
             tree_ids: derive("backstay v1 tree chunk ids", &*master),
             packs: derive("backstay v1 pack keys", &*master),
             points: sealed.then(|| aead(&points)),
+            records: sealed.then(|| aead(&records)),
             config: derive("backstay v1 configuration", &*master),
             sealed,
             master,
@@ -88,41 +91,46 @@ impl Keys {
         blake3::keyed_hash(&self.config, &config.mac_input()).to_hex().to_string()
     }
 
-    /// Seals a recovery point's payload: nonce, ciphertext, tag.
-    pub(crate) fn seal_point(
+    /// Seals a small object's payload: nonce, ciphertext, tag. It is bound to the object's kind,
+    /// repository and name.
+    pub(crate) fn seal_object(
         &self,
+        magic: [u8; 8],
         repo: RepoId,
-        id: PointId,
+        name: &[u8],
         payload: Vec<u8>,
         entropy: &dyn Entropy,
     ) -> Vec<u8> {
-        let Some(key) = &self.points else { return payload };
+        let Some(key) = self.object_key(magic) else { return payload };
         let nonce: [u8; 12] = array(entropy);
         let mut body = payload;
-        let aad = Aad::from(Envelope::associated_data(magic::POINT, repo, id.as_bytes()));
+        let aad = Aad::from(Envelope::associated_data(magic, repo, name));
         key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut body)
             .expect("a payload below 2^36 bytes can be sealed");
         [nonce.as_slice(), &body].concat()
     }
 
-    /// Opens what [`Keys::seal_point`] made.
-    pub(crate) fn open_point(&self, repo: RepoId, id: PointId, sealed: &[u8]) -> Result<Vec<u8>> {
-        let Some(key) = &self.points else { return Ok(sealed.to_vec()) };
-        let forged = || {
-            Error::new(
-                ErrorKind::Damaged,
-                format!("recovery point {id} was not written with this repository's key"),
-            )
-        };
-        let (nonce, body) = sealed.split_first_chunk::<12>().ok_or_else(forged)?;
+    /// Opens what [`Keys::seal_object`] made; nothing if it was not made with this key.
+    pub(crate) fn open_object(
+        &self,
+        magic: [u8; 8],
+        repo: RepoId,
+        name: &[u8],
+        sealed: &[u8],
+    ) -> Option<Vec<u8>> {
+        let Some(key) = self.object_key(magic) else { return Some(sealed.to_vec()) };
+        let (nonce, body) = sealed.split_first_chunk::<12>()?;
         let mut body = body.to_vec();
-        let aad = Aad::from(Envelope::associated_data(magic::POINT, repo, id.as_bytes()));
-        let len = key
-            .open_in_place(Nonce::assume_unique_for_key(*nonce), aad, &mut body)
-            .map_err(|_| forged())?
-            .len();
+        let aad = Aad::from(Envelope::associated_data(magic, repo, name));
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let len = key.open_in_place(nonce, aad, &mut body).ok()?.len();
         body.truncate(len);
-        Ok(body)
+        Some(body)
+    }
+
+    /// Recovery points have a key of their own.
+    fn object_key(&self, magic: [u8; 8]) -> Option<&LessSafeKey> {
+        if magic == magic::POINT { self.points.as_ref() } else { self.records.as_ref() }
     }
 
     /// Wraps the master key in a new slot.
@@ -227,6 +235,7 @@ mod tests {
     use super::*;
     use crate::Secret;
     use crate::entropy::SystemEntropy;
+    use backstay_format::PointId;
 
     fn now() -> jiff::Timestamp {
         jiff::Timestamp::UNIX_EPOCH
@@ -262,16 +271,20 @@ mod tests {
     fn a_point_cannot_be_moved_or_changed() {
         let keys = Keys::new(Keys::generate(&SystemEntropy), Encryption::Aes256Gcm);
         let (repo, id) = (RepoId::from_bytes([1; 16]), PointId::from_bytes([2; 16]));
-        let sealed = keys.seal_point(repo, id, b"point".to_vec(), &SystemEntropy);
-        assert_eq!(keys.open_point(repo, id, &sealed).unwrap(), b"point");
-        assert!(keys.open_point(repo, PointId::from_bytes([3; 16]), &sealed).is_err());
-        assert!(keys.open_point(RepoId::from_bytes([3; 16]), id, &sealed).is_err());
+        let name = id.as_bytes();
+        let sealed = keys.seal_object(magic::POINT, repo, name, b"point".to_vec(), &SystemEntropy);
+        let open =
+            |magic, repo, name: &[u8], bytes: &[u8]| keys.open_object(magic, repo, name, bytes);
+        assert_eq!(open(magic::POINT, repo, name, &sealed).unwrap(), b"point");
+        assert!(open(magic::POINT, repo, &[3; 16], &sealed).is_none());
+        assert!(open(magic::PIN, repo, name, &sealed).is_none());
+        assert!(open(magic::POINT, RepoId::from_bytes([3; 16]), name, &sealed).is_none());
         for i in 0..sealed.len() {
             let mut bad = sealed.clone();
             bad[i] ^= 1;
-            assert!(keys.open_point(repo, id, &bad).is_err());
+            assert!(open(magic::POINT, repo, name, &bad).is_none());
         }
-        assert!(keys.open_point(repo, id, b"").is_err());
+        assert!(open(magic::POINT, repo, name, b"").is_none());
     }
 
     #[test]

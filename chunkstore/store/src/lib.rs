@@ -16,6 +16,7 @@ mod location;
 mod pack;
 mod progress;
 mod read;
+mod record;
 mod repository;
 mod seal;
 mod secret;

@@ -1,10 +1,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use backstay_format::pack::{PackEntry, PackKind};
+use backstay_format::pack::PackEntry;
 use backstay_format::{ChunkId, PackId, PointId};
 use parking_lot::RwLock;
 
-use super::{ChunkIndex, ChunkLocation, PackInfo};
+use super::{ChunkIndex, ChunkLocation, PackInfo, PackSet};
 use crate::error::Result;
 
 /// An index in memory. Its size is that of the repository: for tests, and for reading where no
@@ -16,35 +16,54 @@ pub(crate) struct MemoryIndex {
 
 #[derive(Debug, Default)]
 struct State {
-    chunks: HashMap<ChunkId, ChunkLocation>,
+    /// The copies of each chunk. Nearly all have one.
+    chunks: HashMap<ChunkId, Vec<ChunkLocation>>,
     packs: BTreeMap<PackId, PackInfo>,
     complete: HashSet<PointId>,
 }
 
+impl State {
+    fn forget(&mut self, packs: &[PackId]) {
+        for pack in packs {
+            self.packs.remove(pack);
+        }
+        let gone: HashSet<&PackId> = packs.iter().collect();
+        self.chunks.retain(|_, copies| {
+            copies.retain(|l| !gone.contains(&l.pack));
+            !copies.is_empty()
+        });
+    }
+}
+
 impl ChunkIndex for MemoryIndex {
-    fn get_many(&self, ids: &[ChunkId], out: &mut Vec<Option<ChunkLocation>>) -> Result<()> {
+    fn get_many(
+        &self,
+        ids: &[ChunkId],
+        avoid: &PackSet,
+        out: &mut Vec<Option<ChunkLocation>>,
+    ) -> Result<()> {
         let state = self.state.read();
         out.clear();
-        out.extend(
-            ids.iter().map(|id| {
-                state.chunks.get(id).filter(|l| state.packs.contains_key(&l.pack)).copied()
-            }),
-        );
+        out.extend(ids.iter().map(|id| {
+            let copies = state.chunks.get(id)?;
+            copies.iter().find(|l| !avoid.contains(&l.pack)).copied()
+        }));
         Ok(())
     }
 
-    fn add_pack(
-        &self,
-        pack: PackId,
-        kind: PackKind,
-        len: u64,
-        entries: &[PackEntry],
-    ) -> Result<()> {
+    fn copies(&self, id: ChunkId) -> Result<Vec<ChunkLocation>> {
+        Ok(self.state.read().chunks.get(&id).cloned().unwrap_or_default())
+    }
+
+    fn add_pack(&self, pack: PackId, info: PackInfo, entries: &[PackEntry]) -> Result<()> {
         let mut state = self.state.write();
-        for e in entries {
-            state.chunks.insert(e.id, ChunkLocation::new(pack, kind, e));
+        if state.packs.insert(pack, info).is_some() {
+            return Ok(());
         }
-        state.packs.insert(pack, PackInfo { chunks: entries.len() as u32, len });
+        for (n, e) in entries.iter().enumerate() {
+            let location = ChunkLocation::new(pack, info.kind, n, e);
+            state.chunks.entry(e.id).or_default().push(location);
+        }
         Ok(())
     }
 
@@ -62,10 +81,24 @@ impl ChunkIndex for MemoryIndex {
 
     fn drop_packs(&self, packs: &[PackId]) -> Result<()> {
         let mut state = self.state.write();
-        for pack in packs {
-            state.packs.remove(pack);
+        state.forget(packs);
+        state.complete.clear();
+        Ok(())
+    }
+
+    fn collected(&self, packs: &[PackId]) -> Result<()> {
+        self.state.write().forget(packs);
+        Ok(())
+    }
+
+    fn drop_copies(&self, pack: PackId, ids: &[ChunkId]) -> Result<()> {
+        let mut state = self.state.write();
+        for id in ids {
+            if let Some(copies) = state.chunks.get_mut(id) {
+                copies.retain(|l| l.pack != pack);
+            }
         }
-        state.chunks.retain(|_, l| !packs.contains(&l.pack));
+        state.chunks.retain(|_, copies| !copies.is_empty());
         state.complete.clear();
         Ok(())
     }

@@ -3,10 +3,11 @@
 mod memory;
 mod rocks;
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::path::PathBuf;
 
-use backstay_format::pack::{Encoding, PackEntry, PackKind};
+use backstay_format::pack::{Encoding, PackEntry, PackHeader, PackKind};
 use backstay_format::{ChunkId, PackId, PointId};
 
 use crate::error::Result;
@@ -28,6 +29,8 @@ pub enum IndexChoice {
 pub(crate) struct ChunkLocation {
     pub(crate) pack: PackId,
     pub(crate) kind: PackKind,
+    /// Its number in the pack's table.
+    pub(crate) number: u32,
     pub(crate) offset: u32,
     pub(crate) stored_len: u32,
     pub(crate) raw_len: u32,
@@ -35,10 +38,11 @@ pub(crate) struct ChunkLocation {
 }
 
 impl ChunkLocation {
-    pub(crate) fn new(pack: PackId, kind: PackKind, e: &PackEntry) -> Self {
+    pub(crate) fn new(pack: PackId, kind: PackKind, number: usize, e: &PackEntry) -> Self {
         Self {
             pack,
             kind,
+            number: number as u32,
             offset: e.offset,
             stored_len: e.stored_len,
             raw_len: e.raw_len,
@@ -60,19 +64,39 @@ impl ChunkLocation {
 /// What the index knows of a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PackInfo {
+    pub(crate) kind: PackKind,
     pub(crate) chunks: u32,
     pub(crate) len: u64,
+    /// The session that wrote it.
+    pub(crate) session: PointId,
 }
+
+impl PackInfo {
+    pub(crate) fn new(header: &PackHeader, chunks: usize, len: u64) -> Self {
+        Self { kind: header.kind, chunks: chunks as u32, len, session: header.session }
+    }
+}
+
+/// Packs that a lookup must not answer with: those condemned by a collection.
+pub(crate) type PackSet = HashSet<PackId>;
 
 /// The index as the rest of the store uses it. All methods may be called from many threads.
 pub(crate) trait ChunkIndex: Send + Sync + Debug {
-    /// Where each chunk is, in the order asked; nothing for chunks in no present pack.
-    fn get_many(&self, ids: &[ChunkId], out: &mut Vec<Option<ChunkLocation>>) -> Result<()>;
+    /// Where each chunk is, in the order asked; nothing for chunks in no present pack. Of several
+    /// copies of a chunk any may be told, but none in `avoid`.
+    fn get_many(
+        &self,
+        ids: &[ChunkId],
+        avoid: &PackSet,
+        out: &mut Vec<Option<ChunkLocation>>,
+    ) -> Result<()>;
 
-    /// Adds a durable pack (FORMAT.md, rule O5). This process sees it at once; others after
-    /// [`ChunkIndex::publish`].
-    fn add_pack(&self, pack: PackId, kind: PackKind, len: u64, entries: &[PackEntry])
-    -> Result<()>;
+    /// Every known copy of one chunk in present packs.
+    fn copies(&self, id: ChunkId) -> Result<Vec<ChunkLocation>>;
+
+    /// Adds a durable pack (FORMAT.md, rule O5); `entries` in the order of its table. This process
+    /// sees it at once; others after [`ChunkIndex::publish`].
+    fn add_pack(&self, pack: PackId, info: PackInfo, entries: &[PackEntry]) -> Result<()>;
 
     /// Makes what was added visible to other processes. May do nothing where that fails for want
     /// of space or rights: others then read the footers themselves.
@@ -84,9 +108,16 @@ pub(crate) trait ChunkIndex: Send + Sync + Debug {
     /// The packs it knows, sorted.
     fn packs(&self) -> Vec<(PackId, PackInfo)>;
 
-    /// Forgets packs that are gone: their chunks count as absent from now on, and no point counts
-    /// as complete any more.
+    /// Forgets packs that are gone: their chunks count as absent from now on, unless another
+    /// present pack holds a copy. No point counts as complete any more.
     fn drop_packs(&self, packs: &[PackId]) -> Result<()>;
+
+    /// Forgets packs that a collection deleted: as [`ChunkIndex::drop_packs`], but points stay
+    /// complete, since the collection made sure that each has a copy of its chunks elsewhere.
+    fn collected(&self, packs: &[PackId]) -> Result<()>;
+
+    /// Forgets single copies that are known to be bad. No point counts as complete any more.
+    fn drop_copies(&self, pack: PackId, ids: &[ChunkId]) -> Result<()>;
 
     /// Notes that every chunk of a point was in a present pack when it was committed.
     fn set_complete(&self, point: PointId) -> Result<()>;

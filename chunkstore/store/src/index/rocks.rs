@@ -20,7 +20,7 @@ use rocksdb::{
 };
 use rustix::fs::{FlockOperation, flock};
 
-use super::{ChunkIndex, ChunkLocation, PackInfo};
+use super::{ChunkIndex, ChunkLocation, PackInfo, PackSet};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Chunks the delta may hold before it is published: about 8 MiB of memory.
@@ -132,7 +132,12 @@ impl RocksIndex {
 }
 
 impl ChunkIndex for RocksIndex {
-    fn get_many(&self, ids: &[ChunkId], out: &mut Vec<Option<ChunkLocation>>) -> Result<()> {
+    fn get_many(
+        &self,
+        ids: &[ChunkId],
+        avoid: &PackSet,
+        out: &mut Vec<Option<ChunkLocation>>,
+    ) -> Result<()> {
         out.clear();
         let keys: Vec<ChunkKey> = ids.iter().map(chunk_key).collect();
         // The delta first: what leaves it while it is held is in the database already.
@@ -142,25 +147,27 @@ impl ChunkIndex for RocksIndex {
         for (id, value) in ids.iter().zip(found) {
             let value = value.map_err(|e| rocks_error("cannot read the index", e))?;
             let stored = value.and_then(|v| decode_location(&v));
-            let stored = stored.filter(|l| packs.contains_key(&l.pack));
-            out.push(stored.or_else(|| delta.chunks.get(id).copied()));
+            let usable =
+                |l: &ChunkLocation| packs.contains_key(&l.pack) && !avoid.contains(&l.pack);
+            let fresh = delta.chunks.get(id).filter(|l| !avoid.contains(&l.pack));
+            out.push(stored.filter(usable).or_else(|| fresh.copied()));
         }
         Ok(())
     }
 
-    fn add_pack(
-        &self,
-        pack: PackId,
-        kind: PackKind,
-        len: u64,
-        entries: &[PackEntry],
-    ) -> Result<()> {
+    fn copies(&self, id: ChunkId) -> Result<Vec<ChunkLocation>> {
+        let mut out = Vec::new();
+        self.get_many(&[id], &PackSet::new(), &mut out)?;
+        Ok(out.into_iter().flatten().collect())
+    }
+
+    fn add_pack(&self, pack: PackId, info: PackInfo, entries: &[PackEntry]) -> Result<()> {
         let full = {
             let mut delta = self.delta.write();
-            for e in entries {
-                delta.chunks.insert(e.id, ChunkLocation::new(pack, kind, e));
+            for (n, e) in entries.iter().enumerate() {
+                delta.chunks.insert(e.id, ChunkLocation::new(pack, info.kind, n, e));
             }
-            delta.packs.insert(pack, PackInfo { chunks: entries.len() as u32, len });
+            delta.packs.insert(pack, info);
             delta.chunks.len() >= DELTA_CHUNKS_MAX
         };
         if full { self.publish() } else { Ok(()) }
@@ -201,6 +208,25 @@ impl ChunkIndex for RocksIndex {
         self.write("cannot write the index", |db, batch| {
             for pack in packs {
                 batch.delete(pack_key(pack));
+            }
+            for key in keys_with_prefix(db, PREFIX_COMPLETE) {
+                batch.delete(key);
+            }
+        })
+    }
+
+    fn collected(&self, packs: &[PackId]) -> Result<()> {
+        self.drop_packs(packs)
+    }
+
+    fn drop_copies(&self, _pack: PackId, ids: &[ChunkId]) -> Result<()> {
+        let mut delta = self.delta.write();
+        delta.chunks.retain(|id, _| !ids.contains(id));
+        delta.complete.clear();
+        drop(delta);
+        self.write("cannot write the index", |db, batch| {
+            for id in ids {
+                batch.delete(chunk_key(id));
             }
             for key in keys_with_prefix(db, PREFIX_COMPLETE) {
                 batch.delete(key);
@@ -421,7 +447,7 @@ fn complete_key(id: PointId) -> [u8; 1 + PointId::LEN] {
 
 /// Bytes of an encoded location. The index is derived and private to this program, so its layout
 /// may change with the directory's version.
-const LOCATION_LEN: usize = 30;
+const LOCATION_LEN: usize = 34;
 
 fn encode_location(l: &ChunkLocation) -> [u8; LOCATION_LEN] {
     let mut out = [0u8; LOCATION_LEN];
@@ -430,7 +456,8 @@ fn encode_location(l: &ChunkLocation) -> [u8; LOCATION_LEN] {
     out[17] = l.encoding.code();
     out[18..22].copy_from_slice(&l.offset.to_le_bytes());
     out[22..26].copy_from_slice(&l.stored_len.to_le_bytes());
-    out[26..].copy_from_slice(&l.raw_len.to_le_bytes());
+    out[26..30].copy_from_slice(&l.raw_len.to_le_bytes());
+    out[30..].copy_from_slice(&l.number.to_le_bytes());
     out
 }
 
@@ -439,32 +466,47 @@ fn decode_location(v: &[u8]) -> Option<ChunkLocation> {
     let u32_at = |i: usize| Some(u32::from_le_bytes(*v[i..].first_chunk()?));
     Some(ChunkLocation {
         pack: PackId::from_bytes(*v.first_chunk()?),
-        kind: if v[16] == PackKind::Tree.code() { PackKind::Tree } else { PackKind::Data },
+        kind: kind_of(v[16]),
         encoding: Encoding::from_code(v[17]).ok()?,
         offset: u32_at(18)?,
         stored_len: u32_at(22)?,
         raw_len: u32_at(26)?,
+        number: u32_at(30)?,
     })
 }
 
-fn encode_info(i: &PackInfo) -> [u8; 12] {
-    let mut out = [0u8; 12];
+fn kind_of(code: u8) -> PackKind {
+    if code == PackKind::Tree.code() { PackKind::Tree } else { PackKind::Data }
+}
+
+const INFO_LEN: usize = 29;
+
+fn encode_info(i: &PackInfo) -> [u8; INFO_LEN] {
+    let mut out = [0u8; INFO_LEN];
     out[..4].copy_from_slice(&i.chunks.to_le_bytes());
-    out[4..].copy_from_slice(&i.len.to_le_bytes());
+    out[4..12].copy_from_slice(&i.len.to_le_bytes());
+    out[12] = i.kind.code();
+    out[13..].copy_from_slice(i.session.as_bytes());
     out
 }
 
 fn decode_info(v: &[u8]) -> Option<PackInfo> {
-    let v: &[u8; 12] = v.try_into().ok()?;
+    let v: &[u8; INFO_LEN] = v.try_into().ok()?;
     Some(PackInfo {
         chunks: u32::from_le_bytes(*v.first_chunk()?),
-        len: u64::from_le_bytes(*v.last_chunk()?),
+        len: u64::from_le_bytes(*v[4..].first_chunk()?),
+        kind: kind_of(v[12]),
+        session: PointId::from_bytes(*v.last_chunk()?),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn info(chunks: u8) -> PackInfo {
+        PackInfo { kind: PackKind::Data, chunks: chunks.into(), len: 99, session: PointId::NONE }
+    }
 
     fn entries(n: u8) -> Vec<PackEntry> {
         let one = |i| PackEntry {
@@ -483,7 +525,7 @@ mod tests {
 
     fn find(index: &RocksIndex, n: u8) -> Option<ChunkLocation> {
         let mut out = Vec::new();
-        index.get_many(&[ChunkId::from_bytes([n; 32])], &mut out).unwrap();
+        index.get_many(&[ChunkId::from_bytes([n; 32])], &PackSet::new(), &mut out).unwrap();
         out[0]
     }
 
@@ -492,14 +534,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let a = RocksIndex::open(dir.path()).unwrap();
         let b = RocksIndex::open(dir.path()).unwrap();
-        a.add_pack(pack(1), PackKind::Data, 99, &entries(3)).unwrap();
+        a.add_pack(pack(1), info(3), &entries(3)).unwrap();
         assert!(find(&a, 2).is_some());
         assert!(find(&b, 2).is_none());
         a.publish().unwrap();
         assert!(find(&a, 2).is_some());
         b.catch_up().unwrap();
         assert_eq!(find(&b, 2), find(&a, 2));
-        b.add_pack(pack(2), PackKind::Tree, 50, &entries(1)).unwrap();
+        b.add_pack(pack(2), info(1), &entries(1)).unwrap();
         b.publish().unwrap();
         a.catch_up().unwrap();
         assert!(a.packs().iter().any(|(id, _)| *id == pack(2)));
@@ -511,7 +553,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let a = RocksIndex::open(dir.path()).unwrap();
         let point = PointId::from_bytes([7; 16]);
-        a.add_pack(pack(1), PackKind::Data, 99, &entries(3)).unwrap();
+        a.add_pack(pack(1), info(3), &entries(3)).unwrap();
         a.set_complete(point).unwrap();
         a.publish().unwrap();
         assert!(a.is_complete(point));
@@ -527,7 +569,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let a = RocksIndex::open(dir.path()).unwrap();
         for n in 0..40 {
-            a.add_pack(pack(n), PackKind::Data, 99, &entries(n + 1)).unwrap();
+            a.add_pack(pack(n), info(n + 1), &entries(n + 1)).unwrap();
             a.publish().unwrap();
         }
         assert_eq!(a.packs().len(), 40);
@@ -541,7 +583,7 @@ mod tests {
     fn a_broken_database_is_made_anew() {
         let dir = tempfile::tempdir().unwrap();
         let a = RocksIndex::open(dir.path()).unwrap();
-        a.add_pack(pack(1), PackKind::Data, 99, &entries(3)).unwrap();
+        a.add_pack(pack(1), info(3), &entries(3)).unwrap();
         a.publish().unwrap();
         drop(a);
         for entry in std::fs::read_dir(dir.path().join("db")).unwrap().flatten() {
@@ -552,7 +594,7 @@ mod tests {
         }
         let b = RocksIndex::open(dir.path()).unwrap();
         assert!(b.packs().is_empty());
-        b.add_pack(pack(1), PackKind::Data, 99, &entries(3)).unwrap();
+        b.add_pack(pack(1), info(3), &entries(3)).unwrap();
         b.publish().unwrap();
         assert!(find(&b, 1).is_some());
     }

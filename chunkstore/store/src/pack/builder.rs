@@ -6,7 +6,7 @@ use backstay_format::pack::{
     PackEntry, PackHeader, PackKind, PackTrailer, TABLE_NONCE_OFFSET, chunk_nonce, encode_table,
     header,
 };
-use backstay_format::{PackId, RepoId};
+use backstay_format::{PackId, PointId, RepoId};
 
 use aws_lc_rs::aead::{Aad, Nonce};
 
@@ -36,8 +36,14 @@ pub(crate) struct Reservation {
 }
 
 impl OpenPack {
-    pub(crate) fn new(repo_id: RepoId, pack_id: PackId, kind: PackKind, keys: &Keys) -> Self {
-        let header = PackHeader { repo_id, pack_id, kind, sealed: keys.sealed() };
+    pub(crate) fn new(
+        repo_id: RepoId,
+        pack_id: PackId,
+        kind: PackKind,
+        session: PointId,
+        keys: &Keys,
+    ) -> Self {
+        let header = PackHeader { repo_id, pack_id, kind, sealed: keys.sealed(), session };
         Self {
             header,
             key: keys.pack_key(pack_id).map(Arc::new),

@@ -3,7 +3,7 @@ use backstay_format::pack::PackKind;
 use backstay_format::{ChunkId, PackId};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::ChunkLocation;
+use crate::index::{ChunkLocation, PackSet};
 use crate::key::ObjectKey;
 use crate::repository::Inner;
 use crate::seal::Decoder;
@@ -135,10 +135,10 @@ fn missing(id: ChunkId) -> Error {
 /// Looks chunks up; asks once more after learning of other writers' packs if one is unknown.
 fn locate(repo: &Inner, ids: &[ChunkId], out: &mut Vec<Option<ChunkLocation>>) -> Result<()> {
     let index = repo.index()?;
-    index.get_many(ids, out)?;
+    index.get_many(ids, &PackSet::new(), out)?;
     if let Some(i) = out.iter().position(Option::is_none) {
         repo.synchronise()?;
-        index.get_many(ids, out)?;
+        index.get_many(ids, &PackSet::new(), out)?;
         if out[i].is_none() {
             return Err(missing(ids[i]));
         }

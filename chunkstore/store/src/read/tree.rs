@@ -6,6 +6,7 @@ use backstay_format::pack::PackKind;
 use quick_cache::sync::Cache;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::index::PackSet;
 use crate::repository::Inner;
 
 use super::fetch::{ReadScratch, Wanted, fetch};
@@ -38,10 +39,10 @@ pub(crate) fn node(repo: &Inner, id: ChunkId, level: u8) -> Result<Arc<Node>> {
 fn load(repo: &Inner, id: ChunkId, level: u8) -> Result<Node> {
     let mut found = Vec::new();
     let index = repo.index()?;
-    index.get_many(&[id], &mut found)?;
+    index.get_many(&[id], &PackSet::new(), &mut found)?;
     if found[0].is_none() {
         repo.synchronise()?;
-        index.get_many(&[id], &mut found)?;
+        index.get_many(&[id], &PackSet::new(), &mut found)?;
     }
     let len = found[0].map_or(0, |l| l.raw_len as usize);
     if !(HEAD_LEN..=NODE_LEN_MAX).contains(&len) {

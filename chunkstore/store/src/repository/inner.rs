@@ -10,7 +10,7 @@ use quick_cache::sync::Cache;
 
 use crate::entropy::Entropy;
 use crate::error::{ErrorKind, Result};
-use crate::index::{ChunkIndex, IndexChoice, MemoryIndex, RocksIndex};
+use crate::index::{ChunkIndex, IndexChoice, MemoryIndex, PackInfo, RocksIndex};
 use crate::key::{Folder, ObjectKey};
 use crate::keys::Keys;
 use crate::pack::read_footer;
@@ -181,7 +181,10 @@ impl Inner {
 
     fn adopt(&self, index: &dyn ChunkIndex, pack: PackId) -> Result<()> {
         match read_footer(&*self.storage, self.config.id, &self.keys, pack) {
-            Ok(f) => index.add_pack(pack, f.header.kind, f.len, &f.entries),
+            Ok(f) => {
+                let info = PackInfo::new(&f.header, f.entries.len(), f.len);
+                index.add_pack(pack, info, &f.entries)
+            }
             // Its chunks count as absent, so the next backup stores them again; a check names it.
             Err(e)
                 if matches!(

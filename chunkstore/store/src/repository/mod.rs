@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use backstay_format::config::{Encryption, RepoConfig};
-use backstay_format::envelope::Envelope;
 use backstay_format::limits::POINT_PAYLOAD_MAX;
 use backstay_format::limits::SMALL_PAYLOAD_MAX;
 use backstay_format::point::{DiskRecord, RecoveryPoint};
@@ -24,6 +23,7 @@ use crate::keys::Keys;
 use crate::location::Location;
 use crate::progress::Progress;
 use crate::read::ImageReader;
+use crate::record;
 use crate::secret::Unlock;
 use crate::session::WriteSession;
 use crate::storage::{LocalStorage, Storage};
@@ -228,18 +228,10 @@ impl Repository {
     fn load_point(&self, id: PointId) -> Result<RecoveryPoint> {
         let max = u64::from(POINT_PAYLOAD_MAX) + ENVELOPE_OVERHEAD;
         let bytes = self.inner.storage().get(ObjectKey::Point(id), max)?;
+        let key = ObjectKey::Point(id);
+        let payload = record::open(&self.inner, key, magic::POINT, POINT_PAYLOAD_MAX, &bytes)?;
         let damaged = |e| Error::format(format!("recovery point {id} is damaged"), e);
-        let envelope =
-            Envelope::decode(&bytes, magic::POINT, POINT_PAYLOAD_MAX).map_err(damaged)?;
-        let (keys, config) = (self.inner.keys(), self.inner.config());
-        if envelope.repo_id != config.id || envelope.sealed != keys.sealed() {
-            return Err(Error::new(
-                ErrorKind::Damaged,
-                format!("recovery point {id} belongs to another repository"),
-            ));
-        }
-        let payload = keys.open_point(config.id, id, &envelope.payload)?;
-        RecoveryPoint::decode(&payload, id, config.chunk_size).map_err(damaged)
+        RecoveryPoint::decode(&payload, id, self.inner.config().chunk_size).map_err(damaged)
     }
 
     /// Opens a disk for reading.
@@ -341,7 +333,7 @@ fn index_name(location: &Location) -> String {
     let path = std::fs::canonicalize(location.path());
     let path = path.unwrap_or_else(|_| location.path().to_path_buf());
     let hash = blake3::hash(path.as_os_str().as_bytes()).to_hex();
-    format!("index-1-{}", &hash[..16])
+    format!("index-2-{}", &hash[..16])
 }
 
 fn load_config(storage: &dyn Storage) -> Result<RepoConfig> {

@@ -8,13 +8,14 @@ mod tree_builder;
 use std::sync::Arc;
 
 use backstay_format::point::{Consistency, DiskRecord, Origin, PointStats, RecoveryPoint};
-use backstay_format::{PointId, envelope::Envelope, magic};
+use backstay_format::{PointId, magic};
 use jiff::Timestamp;
 
 use crate::entropy::array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::ObjectKey;
 use crate::read::ImageReader;
+use crate::record;
 use crate::repository::Inner;
 
 pub use image_writer::{ChunkStats, ImageWriter, WriteScratch};
@@ -99,17 +100,14 @@ impl WriteSession {
         };
         let invalid = |e| Error::format("the recovery point cannot be written", e);
         point.check(self.repo.config().chunk_size).map_err(invalid)?;
-        let repo_id = self.repo.config().id;
         let payload = point.encode().map_err(invalid)?;
-        let keys = self.repo.keys();
-        let payload = keys.seal_point(repo_id, point.id, payload, self.repo.entropy());
-        if payload.len() > backstay_format::limits::POINT_PAYLOAD_MAX as usize {
+        let key = ObjectKey::Point(point.id);
+        let bytes = record::seal(&self.repo, key, magic::POINT, payload)?;
+        if bytes.len() > backstay_format::limits::POINT_PAYLOAD_MAX as usize {
             return Err(Error::new(ErrorKind::Invalid, "the recovery point's record is too long"));
         }
-        let envelope = Envelope { repo_id, sealed: keys.sealed(), payload };
-        let bytes = envelope.encode(magic::POINT).map_err(invalid)?;
         // O2: the packs are durable by now, so the point may become visible.
-        self.repo.storage().put(ObjectKey::Point(point.id), &[&bytes])?;
+        self.repo.storage().put(key, &[&bytes])?;
         let index = self.repo.index()?;
         index.set_complete(point.id)?;
         index.publish()?;

@@ -4,12 +4,13 @@ use std::thread::JoinHandle;
 
 use backstay_format::limits::CHUNK_STORED_MAX;
 use backstay_format::pack::{PackEntry, PackKind};
-use backstay_format::{ChunkId, PackId};
+use backstay_format::{ChunkId, PackId, PointId};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::{Condvar, Mutex};
 
 use crate::entropy::array;
 use crate::error::{Error, ErrorKind, Result};
+use crate::index::PackInfo;
 use crate::key::ObjectKey;
 use crate::pack::{ClosedPack, OpenPack, Reservation};
 use crate::repository::Inner;
@@ -259,7 +260,8 @@ impl Packer {
         let id = pack.header.pack_id;
         self.repo.storage().put(ObjectKey::Pack(id), &pack.slices())?;
         // O5: only now, when the pack is durable, may the index learn of it.
-        self.repo.index()?.add_pack(id, pack.header.kind, pack.len(), &pack.entries)
+        let info = PackInfo::new(&pack.header, pack.entries.len(), pack.len());
+        self.repo.index()?.add_pack(id, info, &pack.entries)
     }
 
     fn fail(&self, e: &Error) {
@@ -305,7 +307,7 @@ impl State {
     fn open_pack(&mut self, kind: PackKind, repo: &Inner) -> &mut OpenPack {
         self.open.entry(kind).or_insert_with(|| {
             let id = PackId::from_bytes(array(repo.entropy()));
-            OpenPack::new(repo.config().id, id, kind, repo.keys())
+            OpenPack::new(repo.config().id, id, kind, PointId::NONE, repo.keys())
         })
     }
 

@@ -43,10 +43,10 @@ impl LocalStorage {
             }
             Err(e) => return Err(Error::io(what(), e)),
         }
-        let mut dirs = vec![TEMP_DIR.to_owned(), "packs".to_owned()];
-        for folder in [Folder::Slots, Folder::Packs, Folder::Points] {
-            dirs.extend(folder.directories());
-        }
+        let mut dirs = vec![TEMP_DIR.to_owned()];
+        let spread = [Folder::Packs.name(), Folder::Parity.name()];
+        dirs.extend(spread.map(str::to_owned));
+        dirs.extend(Folder::ALL.iter().flat_map(|f| f.directories()));
         for dir in &dirs {
             match fs.create_dir(&root.join(dir)) {
                 Ok(()) => {}
@@ -54,7 +54,7 @@ impl LocalStorage {
                 Err(e) => return Err(Error::io(what(), e)),
             }
         }
-        for dir in [root.to_path_buf(), root.join("packs")] {
+        for dir in [root.to_path_buf(), root.join(spread[0]), root.join(spread[1])] {
             fs.sync_dir(&dir).map_err(|e| Error::io(what(), e))?;
         }
         Ok(Self::new(root, fs, temp_tag))
@@ -144,7 +144,7 @@ fn check_empty(root: &Path, names: &[String]) -> Result<()> {
         ));
     }
     // An init that was interrupted before its configuration was written left only our own folders.
-    let ours = |n: &String| ["tmp", "packs", "keys", "points"].contains(&n.as_str());
+    let ours = |n: &String| *n == TEMP_DIR || Folder::ALL.iter().any(|f| f.name() == n);
     if !names.iter().all(|n| ours(n) || n == "lost+found") {
         return Err(Error::new(
             ErrorKind::Exists,

@@ -66,14 +66,7 @@ impl Storage for MemoryStorage {
     }
 
     fn list(&self, folder: Folder) -> Result<Vec<ObjectKey>> {
-        let of_folder = |k: &&ObjectKey| {
-            matches!(
-                (k, folder),
-                (ObjectKey::Slot(_), Folder::Slots)
-                    | (ObjectKey::Pack(_), Folder::Packs)
-                    | (ObjectKey::Point(_), Folder::Points)
-            )
-        };
+        let of_folder = |k: &&ObjectKey| k.folder() == Some(folder);
         Ok(self.objects.read().keys().filter(of_folder).copied().collect())
     }
 

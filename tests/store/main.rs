@@ -10,6 +10,7 @@
 mod conformance;
 mod damage;
 mod faults;
+mod gc;
 mod index;
 mod model;
 mod power;

@@ -65,6 +65,28 @@ impl Record for Plan {
     }
 }
 
+/// What of a plan is deleted: what nothing referred to once every writer that could have referred
+/// to it was gone. The first verdict stands; whoever sweeps deletes exactly its packs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Its number.
+    pub generation: Generation,
+    /// The packs, sorted; all of them condemned by the plan.
+    pub doomed: Vec<PackId>,
+    /// When, by the collector's clock.
+    pub time: Timestamp,
+}
+
+impl Record for Verdict {
+    const MAGIC: [u8; 8] = magic::GC_VERDICT;
+    const WHAT: &'static str = "collection verdict";
+    const PAYLOAD_MAX: u32 = GC_PAYLOAD_MAX;
+
+    fn check(&self) -> Result<(), FormatError> {
+        check_sorted("doomed", &self.doomed)
+    }
+}
+
 /// What became of a plan. With it the collection is over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {

@@ -1,8 +1,9 @@
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use backstay_format::config::RepoConfig;
 use backstay_format::point::RecoveryPoint;
+use backstay_format::session::Owner;
 use backstay_format::{PackId, PointId};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
@@ -13,6 +14,7 @@ use crate::error::{ErrorKind, Result};
 use crate::index::{ChunkIndex, IndexChoice, MemoryIndex, PackInfo, RocksIndex};
 use crate::key::{Folder, ObjectKey};
 use crate::keys::Keys;
+use crate::owner;
 use crate::pack::read_footer;
 use crate::read::{ChunkCache, ImageReader, NodeCache};
 use crate::storage::Storage;
@@ -30,6 +32,7 @@ const POINTS_MAX: usize = 16 * 1024;
 /// What all parts of an opened repository share.
 #[derive(Debug)]
 pub(crate) struct Inner {
+    me: Weak<Inner>,
     storage: Arc<dyn Storage>,
     config: RepoConfig,
     keys: Keys,
@@ -43,6 +46,8 @@ pub(crate) struct Inner {
     points: Cache<PointId, Arc<RecoveryPoint>>,
     prefetch: Mutex<Option<Sender<PrefetchJob>>>,
     fetch_threads: usize,
+    background: bool,
+    owner: Owner,
 }
 
 #[derive(Debug)]
@@ -60,8 +65,9 @@ impl Inner {
         index_choice: IndexChoice,
         entropy: Arc<dyn Entropy>,
         options: &OpenOptions,
-    ) -> Self {
-        Self {
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
             chunks: ChunkCache::new(options.cache_bytes, config.chunk_size.bytes()),
             storage,
             config,
@@ -73,8 +79,15 @@ impl Inner {
             nodes: NodeCache::new(),
             points: Cache::new(POINTS_MAX),
             prefetch: Mutex::new(None),
-            fetch_threads: options.fetch_threads,
-        }
+            fetch_threads: if options.background { options.fetch_threads } else { 0 },
+            background: options.background,
+            owner: options.owner.clone().unwrap_or_else(owner::this_process),
+        })
+    }
+
+    /// Another handle to the same.
+    pub(crate) fn share(&self) -> Arc<Self> {
+        self.me.upgrade().expect("whoever has a reference keeps it alive")
     }
 
     pub(crate) fn storage(&self) -> &dyn Storage {
@@ -91,6 +104,16 @@ impl Inner {
 
     pub(crate) fn entropy(&self) -> &dyn Entropy {
         &*self.entropy
+    }
+
+    /// Whether threads may work beside the caller's.
+    pub(crate) fn background(&self) -> bool {
+        self.background
+    }
+
+    /// Who stands behind this process's sessions.
+    pub(crate) fn owner(&self) -> &Owner {
+        &self.owner
     }
 
     pub(crate) fn nodes(&self) -> &NodeCache {
@@ -168,6 +191,10 @@ impl Inner {
                 self.adopt(index, pack)?;
             }
         };
+        if !self.background {
+            work()?;
+            return index.publish();
+        }
         std::thread::scope(|s| {
             let threads: Vec<_> =
                 (0..FOOTER_THREADS.min(new.len())).map(|_| s.spawn(work)).collect();
@@ -204,6 +231,7 @@ impl Inner {
         let mut slot = self.prefetch.lock();
         let sender = slot.get_or_insert_with(|| {
             let (sender, receiver) = bounded(PREFETCH_QUEUE);
+            // Without threads the queue has no reader and refuses everything.
             for n in 0..self.fetch_threads {
                 let receiver = receiver.clone();
                 // Without the thread readers fetch for themselves, only later.

@@ -17,3 +17,4 @@ mod power;
 mod processes;
 mod repository;
 mod support;
+mod verify;

@@ -49,13 +49,21 @@ pub(crate) fn open(
     storage: Arc<dyn Storage>,
     entropy: &Arc<SeededEntropy>,
 ) -> Result<Repository, Error> {
+    open_at(storage, entropy.clone())
+}
+
+/// The same with any randomness and clock.
+pub(crate) fn open_at(
+    storage: Arc<dyn Storage>,
+    entropy: Arc<dyn Entropy>,
+) -> Result<Repository, Error> {
     Repository::open_on(
         storage,
         Location::parse("/test").unwrap(),
         &key(),
         &OpenOptions { cache_bytes: 1 << 20, ..OpenOptions::new("/nonexistent") },
         IndexChoice::Memory,
-        entropy.clone(),
+        entropy,
     )
 }
 

@@ -17,10 +17,12 @@ pub mod magic;
 pub mod node;
 pub mod pack;
 pub mod point;
+pub mod quarantine;
 pub mod record;
 pub mod removal;
 pub mod session;
 mod size;
+pub mod verified;
 
 pub use error::{FormatError, FormatErrorKind};
 pub use field::Field;

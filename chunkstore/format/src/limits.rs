@@ -37,3 +37,15 @@ pub const RECORD_PAYLOAD_MAX: u32 = 256 * 1024;
 pub const GC_PAYLOAD_MAX: u32 = 64 * 1024 * 1024;
 /// Longest text in a record: reasons, names of hosts and users.
 pub const TEXT_MAX: usize = 4096;
+/// Longest payload of a record of damage.
+pub const QUARANTINE_PAYLOAD_MAX: u32 = 8 * 1024 * 1024;
+/// Most packs in one record of damage; a finding that needs more makes several records.
+pub const QUARANTINE_PACKS_MAX: usize = 4096;
+/// Most chunks in one record of damage.
+pub const QUARANTINE_CHUNKS_MAX: usize = 64 * 1024;
+/// Longest reason in a record of damage.
+pub const QUARANTINE_REASON_MAX: usize = 512;
+/// Longest payload of a record of verified packs.
+pub const VERIFIED_PAYLOAD_MAX: u32 = 8 * 1024 * 1024;
+/// Most packs in one record of verified packs: a terabyte of full packs.
+pub const VERIFIED_PACKS_MAX: usize = 32 * 1024;

@@ -20,6 +20,10 @@ pub const GC_PLAN: [u8; 8] = *b"BKSTGCPL";
 pub const GC_VERDICT: [u8; 8] = *b"BKSTGCVD";
 /// The end of a collection.
 pub const GC_END: [u8; 8] = *b"BKSTGCEN";
+/// A record of damage.
+pub const QUARANTINE: [u8; 8] = *b"BKSTQUAR";
+/// A record of verified packs.
+pub const VERIFIED: [u8; 8] = *b"BKSTVRFY";
 /// The header of a pack.
 pub const PACK: [u8; 8] = *b"BKSTPACK";
 /// The trailer of a pack.

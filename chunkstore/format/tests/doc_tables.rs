@@ -47,6 +47,8 @@ fn magics_and_limits_stand_in_the_text() {
         magic::GC_PLAN,
         magic::GC_VERDICT,
         magic::GC_END,
+        magic::QUARANTINE,
+        magic::VERIFIED,
         magic::PACK,
         magic::TRAILER,
     ];

@@ -76,6 +76,19 @@ impl Error {
         self.kind
     }
 
+    /// Whether the medium itself cannot give the bytes back: a bad sector, not a storage that is
+    /// out of reach.
+    pub(crate) fn is_media_error(&self) -> bool {
+        let mut source = std::error::Error::source(self);
+        while let Some(s) = source {
+            if let Some(io) = s.downcast_ref::<std::io::Error>() {
+                return io.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+            }
+            source = s.source();
+        }
+        false
+    }
+
     /// This error and all that caused it, in one line.
     pub(crate) fn whole_story(&self) -> String {
         let mut text = self.to_string();

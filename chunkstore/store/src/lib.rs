@@ -17,6 +17,7 @@ mod location;
 mod owner;
 mod pack;
 mod progress;
+mod quarantine;
 mod read;
 mod record;
 mod repository;
@@ -24,6 +25,7 @@ mod seal;
 mod secret;
 mod session;
 mod storage;
+mod verify;
 mod vfs;
 
 pub use backstay_format::config::{Encryption, RepoConfig};
@@ -32,7 +34,8 @@ pub use backstay_format::{ChunkId, ChunkIndex, ChunkSize, PackId, PinId, PointId
 
 pub use backstay_format::gc::Generation;
 pub use backstay_format::session::{Owner, SessionKind};
-pub use check::{CheckOptions, CheckReport, Damage, DamageKind, PackCheckReport};
+pub use backstay_format::verified::Level as VerifyLevel;
+pub use check::{CheckOptions, CheckReport};
 pub use diff::{DiffExtent, DiffKind};
 pub use entropy::{Entropy, SystemEntropy};
 pub use error::{Error, ErrorKind};
@@ -49,6 +52,10 @@ pub use repository::{
 pub use secret::{Secret, Unlock};
 pub use session::{ChunkStats, ImageWriter, NewPoint, SessionInfo, WriteScratch, WriteSession};
 pub use storage::{FaultPlan, FaultStorage, LocalStorage, MemoryStorage, Storage};
+pub use verify::{
+    AGE_DAYS, Damage, DamageKind, KeylessOptions, PackCheckReport, VerifyOptions, VerifyReport,
+    VerifyStatus,
+};
 pub use vfs::{RealFs, Vfs, VfsRead, VfsWrite};
 
 #[cfg(feature = "testkit")]

@@ -3,6 +3,7 @@ use backstay_format::limits::PACK_TARGET;
 use backstay_format::pack::PackKind;
 
 use crate::index::PackInfo;
+use crate::repository::Inner;
 
 use super::mark::Marks;
 use super::roots::Roots;
@@ -46,6 +47,7 @@ impl Candidate {
 
 /// Decides. Packs of writers that are still open are left alone: their points are to come.
 pub(super) fn decide(
+    repo: &Inner,
     packs: &[(PackId, PackInfo)],
     marks: &Marks,
     roots: &Roots,
@@ -58,6 +60,10 @@ pub(super) fn decide(
         decision.stored.add(info.len);
         if writers.contains(&info.session) {
             decision.undecided |= marks.pack(id).is_none();
+            continue;
+        }
+        // What a repair may need stays: a chunk that no pack has whole, and that may be in here.
+        if repo.quarantine().keeps(id, marks.missing()) {
             continue;
         }
         match marks.pack(id) {

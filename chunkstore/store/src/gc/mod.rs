@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::PackSet;
 use crate::key::ObjectKey;
 use crate::progress::Progress;
+use crate::quarantine;
 use crate::record;
 use crate::repository::Inner;
 use crate::session::{self, SessionInfo};
@@ -133,6 +134,7 @@ pub(crate) fn collect(
     }
     let Some(plan) = make_plan(repo, options, &mut report, progress)? else { return Ok(report) };
     sweep::sweep(repo, plan, options, &mut report, progress)?;
+    quarantine::forget_gone(repo)?;
     Ok(report)
 }
 
@@ -148,9 +150,10 @@ fn make_plan(
     // On a dry run over a collection that waits: what it condemned is spoken for already.
     let condemned = session::condemned(repo, newest)?;
     repo.synchronise()?;
+    repo.quarantine().check_readable()?;
     // The packs first: whoever wrote one of these is either among the sessions that are listed
     // next, or over, and then its point is among the points listed after them.
-    let mut candidates = repo.index()?.packs();
+    let mut candidates = quarantine::with_whole_packs(repo, repo.index()?.packs())?;
     candidates.retain(|(id, _)| !condemned.contains(id));
     let roots = roots::gather(repo)?;
     if !options.dry_run {
@@ -160,7 +163,7 @@ fn make_plan(
     report.points = roots.points.len() as u64;
     report.references += marks.references();
     report.missing_chunks = marks.missing().len() as u64;
-    let mut decision = decide::decide(&candidates, &marks, &roots, options);
+    let mut decision = decide::decide(repo, &candidates, &marks, &roots, options);
     decision.tell(report);
     // Packs of a writer that seems to be dead: the plan notes its last sign of life, and a later
     // collection fences it if there was none since.

@@ -9,6 +9,7 @@ use crate::index::{ChunkLocation, PackInfo, PackSet};
 use crate::key::{Folder, ObjectKey};
 use crate::pack::read_footer;
 use crate::progress::Progress;
+use crate::quarantine;
 use crate::record;
 use crate::repository::Inner;
 use crate::session::{self, SessionInfo};
@@ -30,7 +31,8 @@ pub(super) fn sweep(
 ) -> Result<bool> {
     report.generation = generation;
     let plan: Plan = record::get(repo, ObjectKey::GcPlan(generation))?;
-    let packs: BTreeMap<PackId, PackInfo> = repo.index()?.packs().into_iter().collect();
+    let packs = quarantine::with_whole_packs(repo, repo.index()?.packs())?;
+    let packs: BTreeMap<PackId, PackInfo> = packs.into_iter().collect();
     let verdict = match record::get::<Verdict>(repo, ObjectKey::GcVerdict(generation)) {
         Ok(verdict) => verdict,
         Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -101,6 +103,7 @@ fn judge(
     progress: &dyn Progress,
 ) -> Result<Verdict> {
     repo.synchronise()?;
+    repo.quarantine().check_readable()?;
     let condemned: PackSet = plan.condemned.iter().copied().collect();
     let roots = roots::gather(repo)?;
     let marks = mark(repo, &roots.points, &condemned, progress)?;
@@ -120,8 +123,10 @@ fn judge(
 }
 
 /// Whether a pack may go by what it says itself: every entry stands in the index where the pack has
-/// it, so that the marks speak of this pack; none is missing elsewhere; and each pack that holds
-/// the copy that is needed answers. The index alone is never enough to delete anything.
+/// it, so that the marks speak of this pack, or is known to be bad; none is missing elsewhere; and
+/// each pack that holds the copy that is needed answers. The index alone is never enough to delete
+/// anything. A pack in quarantine that does not even say what it holds goes only if no chunk that
+/// is needed is missing at all.
 fn agrees(
     repo: &Inner,
     pack: PackId,
@@ -132,6 +137,9 @@ fn agrees(
         Ok(footer) => footer,
         // Gone already: by a collector that died before it wrote the end.
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(true),
+        Err(_) if repo.quarantine().is_whole(pack) && marks.missing().is_empty() => {
+            return Ok(true);
+        }
         Err(error) => {
             tracing::warn!(%pack, %error, "a condemned pack cannot be read and stays");
             return Ok(false);
@@ -141,7 +149,8 @@ fn agrees(
     for (n, e) in footer.entries.iter().enumerate() {
         let here = ChunkLocation::new(pack, footer.header.kind, n, e);
         let copies = index.copies(e.id)?;
-        if !copies.contains(&here) || marks.missing().contains(&e.id) {
+        let known = copies.contains(&here) || repo.quarantine().covers(pack, e.id);
+        if !known || marks.missing().contains(&e.id) {
             tracing::warn!(%pack, chunk = %e.id, "the index and a condemned pack differ; it stays");
             return Ok(false);
         }

@@ -31,15 +31,46 @@ pub(crate) fn read_footer(
 ) -> Result<PackFooter> {
     let key = ObjectKey::Pack(pack);
     let len = storage.size(key)?;
+    let read = |offset, buf: &mut [u8]| storage.read_at(key, offset, buf);
+    footer_with(len, &read, repo, keys, pack)
+}
+
+/// The same of a pack whose bytes are at hand.
+pub(crate) fn footer_of(
+    bytes: &[u8],
+    repo: RepoId,
+    keys: &Keys,
+    pack: PackId,
+) -> Result<PackFooter> {
+    let read = |offset: u64, buf: &mut [u8]| {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let part = start.checked_add(buf.len()).and_then(|end| bytes.get(start..end));
+        let cut = || Error::new(ErrorKind::Damaged, format!("pack {pack} is cut short"));
+        buf.copy_from_slice(part.ok_or_else(cut)?);
+        Ok(())
+    };
+    footer_with(bytes.len() as u64, &read, repo, keys, pack)
+}
+
+/// Fills a buffer from an offset of a pack.
+type ReadAt<'a> = &'a dyn Fn(u64, &mut [u8]) -> Result<()>;
+
+fn footer_with(
+    len: u64,
+    read: ReadAt<'_>,
+    repo: RepoId,
+    keys: &Keys,
+    pack: PackId,
+) -> Result<PackFooter> {
     let damaged = |e: FormatError| Error::format(format!("pack {pack} is damaged"), e);
     if len < (header::LEN + trailer::LEN) as u64 || len > PACK_MAX {
         return Err(damaged(FormatError::damaged("length", format!("{len} bytes is no pack"))));
     }
     let mut head = [0u8; header::LEN];
-    storage.read_at(key, 0, &mut head)?;
+    read(0, &mut head)?;
     let tail_len = FOOTER_READ.min(len);
     let mut tail = vec![0u8; usize::try_from(tail_len).unwrap_or(0)];
-    storage.read_at(key, len - tail_len, &mut tail)?;
+    read(len - tail_len, &mut tail)?;
     let (rest, end) = tail.split_at(tail.len() - trailer::LEN);
     let t = PackTrailer::decode(end, len).map_err(damaged)?;
     // The trailer vouches for the version, so whatever is odd about the header is damage.
@@ -51,7 +82,7 @@ pub(crate) fn read_footer(
         Some(start) => rest[start..].to_vec(),
         None => {
             let mut table = vec![0u8; table_len];
-            storage.read_at(key, t.table_offset, &mut table)?;
+            read(t.table_offset, &mut table)?;
             table
         }
     };

@@ -4,4 +4,4 @@ mod builder;
 mod footer;
 
 pub(crate) use builder::{ClosedPack, OpenPack, Reservation};
-pub(crate) use footer::{read_footer, verify_pack_bytes};
+pub(crate) use footer::{PackFooter, footer_of, read_footer, verify_pack_bytes};

@@ -139,8 +139,8 @@ fn locate(repo: &Inner, ids: &[ChunkId], out: &mut Vec<Option<ChunkLocation>>) -
     if let Some(i) = out.iter().position(Option::is_none) {
         repo.synchronise()?;
         index.get_many(ids, &PackSet::new(), out)?;
-        if out[i].is_none() {
-            return Err(missing(ids[i]));
+        for (id, place) in ids.iter().zip(&mut *out).skip(i).filter(|(_, l)| l.is_none()) {
+            *place = Some(repo.quarantine().last_resort(repo, *id)?);
         }
     }
     Ok(())

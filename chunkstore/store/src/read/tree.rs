@@ -43,6 +43,9 @@ fn load(repo: &Inner, id: ChunkId, level: u8) -> Result<Node> {
     if found[0].is_none() {
         repo.synchronise()?;
         index.get_many(&[id], &PackSet::new(), &mut found)?;
+        if found[0].is_none() {
+            found[0] = Some(repo.quarantine().last_resort(repo, id)?);
+        }
     }
     let len = found[0].map_or(0, |l| l.raw_len as usize);
     if !(HEAD_LEN..=NODE_LEN_MAX).contains(&len) {

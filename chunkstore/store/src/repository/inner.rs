@@ -16,6 +16,7 @@ use crate::key::{Folder, ObjectKey};
 use crate::keys::Keys;
 use crate::owner;
 use crate::pack::read_footer;
+use crate::quarantine::Quarantine;
 use crate::read::{ChunkCache, ImageReader, NodeCache};
 use crate::storage::Storage;
 
@@ -41,6 +42,7 @@ pub(crate) struct Inner {
     index: Mutex<Option<Arc<dyn ChunkIndex>>>,
     /// One synchronisation at a time.
     synchronising: Mutex<()>,
+    quarantine: Quarantine,
     nodes: NodeCache,
     chunks: ChunkCache,
     points: Cache<PointId, Arc<RecoveryPoint>>,
@@ -76,6 +78,7 @@ impl Inner {
             index_choice,
             index: Mutex::new(None),
             synchronising: Mutex::new(()),
+            quarantine: Quarantine::default(),
             nodes: NodeCache::new(),
             points: Cache::new(POINTS_MAX),
             prefetch: Mutex::new(None),
@@ -114,6 +117,11 @@ impl Inner {
     /// Who stands behind this process's sessions.
     pub(crate) fn owner(&self) -> &Owner {
         &self.owner
+    }
+
+    /// What is known of bad copies of chunks.
+    pub(crate) fn quarantine(&self) -> &Quarantine {
+        &self.quarantine
     }
 
     pub(crate) fn nodes(&self) -> &NodeCache {
@@ -165,6 +173,8 @@ impl Inner {
 
     /// Forgets packs that are gone and reads the footers of those it does not know, and no chunk.
     fn adopt_packs(&self, index: &dyn ChunkIndex) -> Result<()> {
+        self.quarantine.learn(self)?;
+        self.quarantine.apply(index, &[])?;
         // In this order: a pack that is known was durable before it was known (rule O5), so one
         // that the listing lacks has vanished, whatever others do meanwhile.
         let known: BTreeSet<PackId> = index.packs().into_iter().map(|(id, _)| id).collect();
@@ -173,6 +183,7 @@ impl Inner {
             .list(Folder::Packs)?
             .into_iter()
             .filter_map(|k| if let ObjectKey::Pack(id) = k { Some(id) } else { None })
+            .filter(|id| !self.quarantine.is_whole(*id))
             .collect();
         let gone: Vec<PackId> = known.difference(&stored).copied().collect();
         if !gone.is_empty() {
@@ -193,6 +204,7 @@ impl Inner {
         };
         if !self.background {
             work()?;
+            self.quarantine.apply(index, &new)?;
             return index.publish();
         }
         std::thread::scope(|s| {
@@ -203,6 +215,7 @@ impl Inner {
                 Err(panic) => std::panic::resume_unwind(panic),
             })
         })?;
+        self.quarantine.apply(index, &new)?;
         index.publish()
     }
 

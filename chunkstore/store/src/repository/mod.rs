@@ -12,10 +12,11 @@ use backstay_format::limits::POINT_PAYLOAD_MAX;
 use backstay_format::limits::SMALL_PAYLOAD_MAX;
 use backstay_format::point::{DiskRecord, RecoveryPoint};
 use backstay_format::session::{Fence, Owner};
+use backstay_format::verified::Level;
 use backstay_format::{ChunkSize, PointId, RepoId, magic};
 use jiff::Timestamp;
 
-use crate::check::{self, CheckOptions, CheckReport, PackCheckReport};
+use crate::check::{self, CheckOptions, CheckReport};
 use crate::diff::{self, DiffExtent};
 use crate::entropy::{Entropy, SystemEntropy, array};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,6 +31,9 @@ use crate::record;
 use crate::secret::Unlock;
 use crate::session::{self, SessionInfo, WriteSession};
 use crate::storage::{LocalStorage, Storage};
+use crate::verify::{
+    self, KeylessOptions, PackCheckReport, VerifyOptions, VerifyReport, VerifyStatus,
+};
 
 pub(crate) use inner::Inner;
 pub use removal::{Cause, Hold, Keeper, PinInfo, RemovalReport};
@@ -309,9 +313,31 @@ impl Repository {
         location: &Location,
         progress: &dyn Progress,
     ) -> Result<PackCheckReport> {
+        Self::verify_without_key(location, &KeylessOptions::default(), progress)
+    }
+
+    /// Checks the checksums of as many packs as the budget allows, without any key.
+    pub fn verify_without_key(
+        location: &Location,
+        options: &KeylessOptions,
+        progress: &dyn Progress,
+    ) -> Result<PackCheckReport> {
         let storage = LocalStorage::open_real(location.path())?;
         let config = load_config(&storage)?;
-        check::check_packs(&storage, config.id, progress)
+        verify::check_packs(&storage, config.id, options, progress)
+    }
+
+    /// Reads packs again, those never read or longest unread first, within a budget; puts what is
+    /// bad into quarantine and names what is lost. Goes on where the last run stopped, also on
+    /// another node. May run beside everything else; whatever it finds, it returns `Ok` with a
+    /// report. `Aborted`: the caller wanted it to stop; what was verified is written down.
+    pub fn verify(&self, options: &VerifyOptions, progress: &dyn Progress) -> Result<VerifyReport> {
+        verify::verify(self, &self.inner, options, progress)
+    }
+
+    /// How long ago each pack was verified, at `level` or more thoroughly.
+    pub fn verify_status(&self, level: Level) -> Result<VerifyStatus> {
+        verify::status(&self.inner, level)
     }
 
     /// Takes back the space of what no recovery point needs. Runs beside everything else; goes on

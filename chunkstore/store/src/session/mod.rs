@@ -61,6 +61,8 @@ pub struct WriteSession {
     packer: Arc<Packer>,
     base: Option<RecoveryPoint>,
     lease: Arc<Lease>,
+    /// What was known of bad copies when the session began to look chunks up.
+    quarantine: u64,
 }
 
 impl WriteSession {
@@ -84,7 +86,8 @@ impl WriteSession {
         let present = |p: &&RecoveryPoint| check_present(&repo, p.id).is_ok();
         let base = base.filter(|p| index.is_complete(p.id)).filter(present).cloned();
         let packer = Packer::start(repo.clone(), lease.id(), condemned)?;
-        Ok(Self { repo, packer, base, lease })
+        let quarantine = repo.quarantine().version();
+        Ok(Self { repo, packer, base, lease, quarantine })
     }
 
     /// The session's id, which the point will have.
@@ -145,7 +148,12 @@ impl WriteSession {
         // O2: the packs are durable by now, so the point may become visible.
         self.put_point(key, &bytes)?;
         let index = self.repo.index()?;
-        index.set_complete(point.id)?;
+        // The session may refer to copies that were found bad meanwhile: then the point is no base
+        // to rely on, and the next backup looks every chunk up.
+        let learned = self.repo.quarantine().learn(&self.repo).is_ok();
+        if learned && self.repo.quarantine().version() == self.quarantine {
+            index.set_complete(point.id)?;
+        }
         index.publish()?;
         Ok(point)
     }

@@ -1,0 +1,152 @@
+//! One pack, read whole and taken apart.
+
+use backstay_format::limits::PACK_MAX;
+use backstay_format::pack::PackEntry;
+use backstay_format::verified::Level;
+use backstay_format::{ChunkId, PackId};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::ObjectKey;
+use crate::pack::{PackFooter, footer_of, read_footer, verify_pack_bytes};
+use crate::quarantine::lost;
+use crate::repository::Inner;
+use crate::seal::Decoder;
+
+/// What was seen of a pack.
+#[derive(Debug, Default)]
+pub(crate) struct Checked {
+    pub(crate) verdict: Verdict,
+    pub(crate) read_bytes: u64,
+    /// Chunks decoded.
+    pub(crate) chunks: u64,
+}
+
+/// What became of a pack.
+#[derive(Debug, Default)]
+pub(crate) enum Verdict {
+    /// It is not there (any more).
+    #[default]
+    Gone,
+    /// Every byte is as it was written.
+    Whole,
+    /// It was written by a newer program.
+    Unsupported {
+        /// What is not known here.
+        reason: String,
+    },
+    /// Some of it is bad.
+    Bad {
+        /// The bad chunks with the reason of each; nothing when the pack does not even say what it
+        /// holds.
+        chunks: Option<Vec<(ChunkId, String)>>,
+        /// How it was noticed.
+        reason: String,
+    },
+}
+
+/// Reads a pack and compares it with its checksum. With [`Level::Full`], or where the checksum does
+/// not match, every chunk is authenticated, decoded and compared with its id.
+///
+/// An error means that the storage cannot be reached; a bad sector is a verdict.
+pub(crate) fn check_pack(
+    inner: &Inner,
+    pack: PackId,
+    level: Level,
+    decoder: &mut Decoder,
+) -> Result<Checked> {
+    let bytes = match inner.storage().get(ObjectKey::Pack(pack), PACK_MAX) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Checked::default()),
+        Err(e) if lost(&e) => return Ok(bad(0, None, &e)),
+        Err(e) if e.is_media_error() => return check_in_pieces(inner, pack, decoder),
+        Err(e) => return Err(e),
+    };
+    let read_bytes = bytes.len() as u64;
+    let sum = verify_pack_bytes(&bytes, inner.config().id, pack);
+    let footer = match footer_of(&bytes, inner.config().id, inner.keys(), pack) {
+        Ok(footer) => footer,
+        Err(e) if e.kind() == ErrorKind::Unsupported => {
+            let verdict = Verdict::Unsupported { reason: e.whole_story() };
+            return Ok(Checked { verdict, read_bytes, chunks: 0 });
+        }
+        Err(e) => return Ok(bad(read_bytes, None, &e)),
+    };
+    if sum.is_ok() && level == Level::Checksums {
+        return Ok(Checked { verdict: Verdict::Whole, read_bytes, chunks: 0 });
+    }
+    let stored = |e: &PackEntry, out: &mut Vec<u8>| {
+        let start = e.offset as usize;
+        let stored = bytes.get(start..start + e.stored_len as usize);
+        out.extend_from_slice(stored.ok_or_else(cut_short)?);
+        Ok(())
+    };
+    let mut found = bad_chunks(inner, &footer, &stored, decoder)?;
+    let chunks = footer.entries.len() as u64;
+    let reason = match (&sum, found.first()) {
+        (Ok(()), None) => return Ok(Checked { verdict: Verdict::Whole, read_bytes, chunks }),
+        (Err(e), None) => {
+            // Every chunk decodes, and yet a byte is not as written: none of them is relied on.
+            let reason = e.whole_story();
+            found = footer.entries.iter().map(|c| (c.id, reason.clone())).collect();
+            reason
+        }
+        (_, Some((_, first))) => first.clone(),
+    };
+    Ok(Checked { verdict: Verdict::Bad { chunks: Some(found), reason }, read_bytes, chunks })
+}
+
+fn bad(read_bytes: u64, chunks: Option<Vec<(ChunkId, String)>>, e: &Error) -> Checked {
+    Checked { verdict: Verdict::Bad { chunks, reason: e.whole_story() }, read_bytes, chunks: 0 }
+}
+
+fn cut_short() -> Error {
+    Error::new(ErrorKind::Damaged, "the pack is cut short")
+}
+
+/// A pack on a medium that cannot read some of it: chunk by chunk, so that the rest is not lost
+/// with it.
+fn check_in_pieces(inner: &Inner, pack: PackId, decoder: &mut Decoder) -> Result<Checked> {
+    let footer = match read_footer(inner.storage(), inner.config().id, inner.keys(), pack) {
+        Ok(footer) => footer,
+        Err(e) if lost(&e) || e.is_media_error() => return Ok(bad(0, None, &e)),
+        Err(e) => return Err(e),
+    };
+    let stored = |e: &PackEntry, out: &mut Vec<u8>| {
+        out.resize(e.stored_len as usize, 0);
+        inner.storage().read_at(ObjectKey::Pack(pack), u64::from(e.offset), out)
+    };
+    let found = bad_chunks(inner, &footer, &stored, decoder)?;
+    let read_bytes = footer.len;
+    let chunks = footer.entries.len() as u64;
+    let reason = found.first().map_or("a part of it cannot be read", |(_, r)| r).to_owned();
+    Ok(Checked { verdict: Verdict::Bad { chunks: Some(found), reason }, read_bytes, chunks })
+}
+
+/// Gives the stored bytes of an entry.
+type Stored<'a> = &'a dyn Fn(&PackEntry, &mut Vec<u8>) -> Result<()>;
+
+fn bad_chunks(
+    inner: &Inner,
+    footer: &PackFooter,
+    stored: Stored<'_>,
+    decoder: &mut Decoder,
+) -> Result<Vec<(ChunkId, String)>> {
+    let key = inner.keys().pack_key(footer.header.pack_id);
+    let kind = footer.header.kind;
+    let (mut bytes, mut raw) = (Vec::new(), Vec::new());
+    let mut found = Vec::new();
+    for e in &footer.entries {
+        bytes.clear();
+        raw.resize(e.raw_len as usize, 0);
+        let decoded = stored(e, &mut bytes)
+            .and_then(|()| decoder.decode(key.as_ref(), kind, e, &bytes, &mut raw));
+        let reason = match decoded {
+            Ok(()) if inner.keys().chunk_id(kind, &raw) == e.id => continue,
+            Ok(()) => "the decoded bytes are not the chunk's".to_owned(),
+            Err(e) if lost(&e) || e.is_media_error() => e.whole_story(),
+            Err(e) => return Err(e),
+        };
+        found.push((e.id, reason));
+    }
+    Ok(found)
+}

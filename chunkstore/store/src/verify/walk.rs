@@ -1,0 +1,300 @@
+//! From what is bad to what is lost: which ranges of which disks cannot be restored.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use backstay_format::limits::NODE_FANOUT;
+use backstay_format::node::{Node, chunks_below};
+use backstay_format::point::{DiskRecord, RecoveryPoint};
+use backstay_format::{ChunkId, ChunkIndex, PackId};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::{ChunkLocation, PackSet};
+use crate::progress::Progress;
+use crate::quarantine::{lost, read_copy};
+use crate::read::node;
+use crate::repository::{Inner, check_present};
+
+use super::damage::{DamageKind, Findings};
+
+/// Copies of chunks that were found bad just now, with the reason.
+#[derive(Debug, Default)]
+pub(crate) struct BadCopies(HashMap<ChunkId, Vec<(PackId, String)>>);
+
+impl BadCopies {
+    pub(crate) fn add(&mut self, pack: PackId, id: ChunkId, reason: &str) {
+        let known = self.0.entry(id).or_default();
+        if !known.iter().any(|(p, _)| *p == pack) {
+            known.push((pack, format!("pack {pack}: {reason}")));
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn reason(&self, pack: PackId, id: ChunkId) -> Option<&String> {
+        let copies = self.0.get(&id)?;
+        copies.iter().find(|(p, _)| *p == pack).map(|(_, reason)| reason)
+    }
+
+    fn any_reason(&self, id: ChunkId) -> Option<&String> {
+        self.0.get(&id)?.first().map(|(_, reason)| reason)
+    }
+}
+
+/// Chunks that count as whole although they are not stored yet; nodes with their content.
+pub(crate) type Healed = HashMap<ChunkId, Option<Arc<Node>>>;
+
+/// A chunk, or a node and all below it, that no copy is left of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lost<'a> {
+    pub(crate) point: &'a Arc<RecoveryPoint>,
+    pub(crate) disk: &'a DiskRecord,
+    pub(crate) id: ChunkId,
+    /// The level of a node; nothing for a data chunk.
+    pub(crate) level: Option<u8>,
+    /// The first chunk of the disk that is lost with it.
+    pub(crate) first: ChunkIndex,
+    pub(crate) offset_bytes: u64,
+    /// Bytes of the disk lost with it.
+    pub(crate) len_bytes: u64,
+    pub(crate) reason: &'a str,
+}
+
+impl Lost<'_> {
+    pub(crate) fn add_to(&self, findings: &mut Findings) {
+        let kind = DamageKind::Disk {
+            machine: self.point.machine.clone(),
+            point: self.point.id,
+            disk: self.disk.name.clone(),
+            offset_bytes: self.offset_bytes,
+            len_bytes: self.len_bytes,
+        };
+        findings.add_text(kind, self.reason.to_owned());
+    }
+}
+
+/// Walks image trees. A subtree that is whole is walked once, however many disks share it.
+pub(crate) struct Walker<'a> {
+    inner: &'a Inner,
+    bad: &'a BadCopies,
+    healed: &'a Healed,
+    /// Subtrees without damage, by root.
+    seen: HashSet<ChunkId>,
+    /// Data chunks looked up.
+    pub(crate) chunks: u64,
+}
+
+struct Place<'a> {
+    point: &'a Arc<RecoveryPoint>,
+    disk: &'a DiskRecord,
+    found: &'a mut dyn FnMut(Lost<'_>),
+}
+
+impl<'a> Walker<'a> {
+    pub(crate) fn new(inner: &'a Inner, bad: &'a BadCopies, healed: &'a Healed) -> Self {
+        Self { inner, bad, healed, seen: HashSet::new(), chunks: 0 }
+    }
+
+    /// Walks one disk, from front to back; tells whether it is whole.
+    pub(crate) fn disk(
+        &mut self,
+        point: &Arc<RecoveryPoint>,
+        disk: &DiskRecord,
+        found: &mut dyn FnMut(Lost<'_>),
+    ) -> Result<bool> {
+        self.subtree(&mut Place { point, disk, found }, disk.root, disk.levels, 0)
+    }
+
+    /// Walks a subtree of `levels` levels from chunk `first` on. Depth is bounded by the number of
+    /// levels, at most nine.
+    fn subtree(
+        &mut self,
+        place: &mut Place<'_>,
+        root: Option<ChunkId>,
+        levels: u8,
+        first: u64,
+    ) -> Result<bool> {
+        let Some(id) = root else { return Ok(true) };
+        if self.seen.contains(&id) {
+            return Ok(true);
+        }
+        let here = match self.node(id, levels - 1)? {
+            Ok(here) => here,
+            Err(reason) => {
+                let level = Some(levels - 1);
+                self.tell(place, id, level, first, chunks_below(levels), &reason);
+                return Ok(false);
+            }
+        };
+        let whole = if levels == 1 {
+            self.leaf(place, here.slots(), first)?
+        } else {
+            let span = chunks_below(levels - 1);
+            let mut whole = true;
+            for (i, slot) in (0u64..).zip(here.slots()) {
+                whole &= self.subtree(place, *slot, levels - 1, first + i * span)?;
+            }
+            whole
+        };
+        if whole {
+            self.seen.insert(id);
+        }
+        Ok(whole)
+    }
+
+    fn leaf(
+        &mut self,
+        place: &mut Place<'_>,
+        slots: &[Option<ChunkId>; NODE_FANOUT],
+        first: u64,
+    ) -> Result<bool> {
+        let present: Vec<(u64, ChunkId)> =
+            (first..).zip(slots).filter_map(|(i, id)| Some((i, (*id)?))).collect();
+        let ids: Vec<ChunkId> = present.iter().map(|(_, id)| *id).collect();
+        let mut found = Vec::new();
+        self.inner.index()?.get_many(&ids, &PackSet::new(), &mut found)?;
+        self.chunks += ids.len() as u64;
+        let size = self.inner.config().chunk_size;
+        let mut whole = true;
+        for ((index, id), location) in present.into_iter().zip(found) {
+            let len = size.chunk_len(place.disk.size_bytes, ChunkIndex(index));
+            let reason = match self.why_lost(id, location)? {
+                Some(reason) => reason,
+                None if location.is_some_and(|l| l.raw_len != len) => {
+                    "its chunk has another length".to_owned()
+                }
+                None => continue,
+            };
+            whole = false;
+            self.tell(place, id, None, index, 1, &reason);
+        }
+        Ok(whole)
+    }
+
+    /// Why no copy of a chunk can be used; nothing if one can, as far as is known.
+    fn why_lost(&self, id: ChunkId, location: Option<ChunkLocation>) -> Result<Option<String>> {
+        if self.healed.contains_key(&id) {
+            return Ok(None);
+        }
+        let Some(location) = location else {
+            if self.inner.quarantine().rescue(self.inner, id)?.is_some() {
+                return Ok(None);
+            }
+            let known = self.bad.any_reason(id).cloned();
+            let known = known.or_else(|| self.inner.quarantine().reason(id));
+            return Ok(Some(
+                known.unwrap_or_else(|| "its chunk is in no pack of this repository".to_owned()),
+            ));
+        };
+        let Some(reason) = self.bad.reason(location.pack, id) else { return Ok(None) };
+        let copies = self.inner.index()?.copies(id)?;
+        let good = copies.iter().any(|l| self.bad.reason(l.pack, id).is_none());
+        Ok((!good).then(|| reason.clone()))
+    }
+
+    /// A node, or why it is lost.
+    fn node(&self, id: ChunkId, level: u8) -> Result<Result<Arc<Node>, String>> {
+        if let Some(Some(node)) = self.healed.get(&id) {
+            return Ok(Ok(node.clone()));
+        }
+        let mut found = Vec::new();
+        self.inner.index()?.get_many(&[id], &PackSet::new(), &mut found)?;
+        if let Some(reason) = self.why_lost(id, found[0])? {
+            return Ok(Err(reason));
+        }
+        let e = match node(self.inner, id, level) {
+            Ok(node) => return Ok(Ok(node)),
+            Err(e) if lost(&e) => e,
+            Err(e) => return Err(e),
+        };
+        // The copy that was read is bad; there may be another.
+        for l in self.inner.index()?.copies(id)? {
+            match read_copy(self.inner, id, &l) {
+                Ok(bytes) => match Node::decode(&bytes, level) {
+                    Ok(node) => return Ok(Ok(Arc::new(node))),
+                    Err(e) => return Ok(Err(e.to_string())),
+                },
+                Err(e) if lost(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Err(e.whole_story()))
+    }
+
+    fn tell(
+        &self,
+        place: &mut Place<'_>,
+        id: ChunkId,
+        level: Option<u8>,
+        first: u64,
+        chunks: u64,
+        reason: &str,
+    ) {
+        let size = self.inner.config().chunk_size;
+        let offset_bytes = ChunkIndex(first).offset(size);
+        let end = ChunkIndex(first.saturating_add(chunks)).offset(size);
+        let end = end.min(place.disk.size_bytes);
+        (place.found)(Lost {
+            point: place.point,
+            disk: place.disk,
+            id,
+            level,
+            first: ChunkIndex(first),
+            offset_bytes,
+            len_bytes: end.saturating_sub(offset_bytes),
+            reason,
+        });
+    }
+}
+
+/// Walks all disks of `points` and adds what is lost to `findings`; returns how many data chunks
+/// were looked up.
+///
+/// Whatever seems lost is looked at once more with the packs and points there are then: a
+/// collection may have moved or removed it meanwhile.
+pub(crate) fn walk_all(
+    inner: &Inner,
+    points: &[Arc<RecoveryPoint>],
+    bad: &BadCopies,
+    healed: &Healed,
+    findings: &mut Findings,
+    progress: &dyn Progress,
+) -> Result<u64> {
+    let disks: u64 = points.iter().map(|p| p.disks.len() as u64).sum();
+    progress.total("disks", disks);
+    let mut walker = Walker::new(inner, bad, healed);
+    let mut damaged = Vec::new();
+    for point in points {
+        for disk in &point.disks {
+            stopped(progress)?;
+            if !walker.disk(point, disk, &mut |_| ())? {
+                damaged.push((point, disk));
+            }
+            progress.add("disks", 1);
+        }
+    }
+    if damaged.is_empty() {
+        return Ok(walker.chunks);
+    }
+    inner.synchronise()?;
+    let chunks = walker.chunks;
+    for (point, disk) in damaged {
+        stopped(progress)?;
+        match check_present(inner, point.id) {
+            Ok(()) => {}
+            Err(e) if e.kind() == ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        }
+        walker.disk(point, disk, &mut |lost| lost.add_to(findings))?;
+    }
+    Ok(chunks)
+}
+
+pub(crate) fn stopped(progress: &dyn Progress) -> Result<()> {
+    if progress.cancelled() {
+        return Err(Error::new(ErrorKind::Aborted, "the check was stopped"));
+    }
+    Ok(())
+}

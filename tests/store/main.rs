@@ -15,6 +15,7 @@ mod index;
 mod model;
 mod power;
 mod processes;
+mod repair;
 mod repository;
 mod support;
 mod verify;

@@ -20,6 +20,7 @@ mod progress;
 mod quarantine;
 mod read;
 mod record;
+mod repair;
 mod repository;
 mod seal;
 mod secret;
@@ -45,6 +46,9 @@ pub use key::{Folder, ObjectKey};
 pub use location::Location;
 pub use progress::{NoProgress, Progress};
 pub use read::{ImageReader, ReadScratch};
+pub use repair::{
+    ChunkSource, DiskPlace, HealedBy, RepairOptions, RepairReport, RepositorySource, WantedChunk,
+};
 pub use repository::{
     Cause, Hold, InitOptions, Keeper, KeySlotInfo, OpenOptions, PinInfo, PointList, RemovalReport,
     RepoStats, Repository,

@@ -28,6 +28,7 @@ use crate::location::Location;
 use crate::progress::Progress;
 use crate::read::ImageReader;
 use crate::record;
+use crate::repair::{self, RepairOptions, RepairReport};
 use crate::secret::Unlock;
 use crate::session::{self, SessionInfo, WriteSession};
 use crate::storage::{LocalStorage, Storage};
@@ -333,6 +334,23 @@ impl Repository {
     /// report. `Aborted`: the caller wanted it to stop; what was verified is written down.
     pub fn verify(&self, options: &VerifyOptions, progress: &dyn Progress) -> Result<VerifyReport> {
         verify::verify(self, &self.inner, options, progress)
+    }
+
+    /// Stores again, in new packs, what no whole copy is left of and what some source still has:
+    /// a quarantined copy, parity, or one of `options.sources`. Deletes and overwrites nothing;
+    /// killed at any point, it can be run again. Afterwards it checks once more:
+    /// [`RepairReport::left`] tells what is still damaged.
+    pub fn repair(
+        &self,
+        options: &mut RepairOptions,
+        progress: &dyn Progress,
+    ) -> Result<RepairReport> {
+        repair::repair(self, &self.inner, options, progress)
+    }
+
+    /// What the parts of this crate share; of another repository, for a repair.
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
     }
 
     /// How long ago each pack was verified, at `level` or more thoroughly.

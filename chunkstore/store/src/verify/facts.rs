@@ -24,6 +24,8 @@ const SPARE_RECORDS: usize = 8;
 pub(crate) struct Facts {
     by_pack: HashMap<PackId, [Option<VerifiedPack>; 2]>,
     records: BTreeSet<VerifiedId>,
+    /// Records that cannot be read.
+    unreadable: Vec<VerifiedId>,
     pending: Vec<VerifiedPack>,
 }
 
@@ -41,6 +43,7 @@ impl Facts {
                 }
                 Err(e) if lost(&e) => {
                     tracing::warn!(%id, error = %e, "a record of verified packs cannot be read");
+                    facts.unreadable.push(id);
                 }
                 Err(e) => return Err(e),
             }
@@ -84,6 +87,11 @@ impl Facts {
             self.pending.drain(..count);
         }
         Ok(())
+    }
+
+    /// The records that could not be read.
+    pub(crate) fn unreadable(&self) -> &[VerifiedId] {
+        &self.unreadable
     }
 
     /// Merges small records into few, without packs that are gone: the merged ones are written

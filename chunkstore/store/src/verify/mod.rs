@@ -39,7 +39,7 @@ pub(crate) use keyless::check_packs;
 pub(crate) use objects::check_objects;
 pub(crate) use pack::{Verdict, check_pack};
 pub(crate) use status::stored_packs;
-pub(crate) use walk::{BadCopies, Healed, stopped, walk_all};
+pub(crate) use walk::{BadCopies, Healed, Lost, Walker, stopped, walk_all};
 
 use run::{Run, State};
 
@@ -58,8 +58,8 @@ pub struct VerifyOptions {
     pub packs: Vec<PackId>,
     /// Threads that read, each with one pack in memory.
     pub threads: usize,
-    /// Put what is found bad into quarantine.
-    pub quarantine: bool,
+    /// Write down what was read, and put what is found bad into quarantine.
+    pub record: bool,
 }
 
 impl Default for VerifyOptions {
@@ -71,7 +71,7 @@ impl Default for VerifyOptions {
             older_than: None,
             packs: Vec::new(),
             threads: 2,
-            quarantine: true,
+            record: true,
         }
     }
 }
@@ -126,6 +126,16 @@ pub(crate) fn verify(
     options: &VerifyOptions,
     progress: &dyn Progress,
 ) -> Result<VerifyReport> {
+    find(repo, inner, options, progress).map(|(report, _)| report)
+}
+
+/// [`verify`], with the copies that were found bad just now.
+pub(crate) fn find(
+    repo: &Repository,
+    inner: &Inner,
+    options: &VerifyOptions,
+    progress: &dyn Progress,
+) -> Result<(VerifyReport, BadCopies)> {
     // Points first: all packs that a visible point needs are there (rule O2), so the listing of
     // packs that follows has them, also while backups go on.
     let list = repo.points_afresh()?;
@@ -153,19 +163,20 @@ pub(crate) fn verify(
         report.points = Some(points.len() as u64);
     }
     let everything = queue.is_empty() && report.recent.packs == 0 && options.packs.is_empty();
-    if everything && options.level == Level::Full && options.quarantine {
-        supersede_unreadable(inner, &report)?;
+    if everything && options.level == Level::Full && options.record {
+        supersede_unreadable(inner, &facts, &report)?;
     }
     report.damage = findings.damage;
     report.damage_left_out = findings.left_out;
     let present: HashSet<PackId> = stored.iter().map(|(id, _)| *id).collect();
-    if report.unsaved.is_none()
+    if options.record
+        && report.unsaved.is_none()
         && let Err(e) = facts.merge(inner, &present)
     {
         tracing::warn!(error = %e, "records of verified packs cannot be merged");
     }
     report.status = Some(status::status(inner, &facts, &stored_packs(inner)?, options.level));
-    Ok(report)
+    Ok((report, bad))
 }
 
 /// How old the last verification of each pack is.
@@ -204,14 +215,16 @@ fn choose(
     Ok(chosen.into_iter().map(|(_, id, len)| (id, len)).collect())
 }
 
-/// Takes away records of damage that cannot be read: every pack was read just now, so all that
-/// they may have said is known again and written down.
-fn supersede_unreadable(inner: &Inner, report: &VerifyReport) -> Result<()> {
+/// Takes away records of damage and of verified packs that cannot be read: every pack was read just
+/// now, so all that they may have said is known again and written down.
+fn supersede_unreadable(inner: &Inner, facts: &Facts, report: &VerifyReport) -> Result<()> {
     if report.unsaved.is_some() {
         return Ok(());
     }
-    for id in inner.quarantine().unreadable() {
-        match inner.storage().delete(ObjectKey::Quarantine(id)) {
+    let damage = inner.quarantine().unreadable().into_iter().map(ObjectKey::Quarantine);
+    let verified = facts.unreadable().iter().map(|id| ObjectKey::Verified(*id));
+    for key in damage.chain(verified) {
+        match inner.storage().delete(key) {
             Ok(()) => {}
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Denied) => {}
             Err(e) => return Err(e),

@@ -156,6 +156,7 @@ impl<'a> Run<'a> {
     ) -> bool {
         let known = self.inner.quarantine();
         let Some(chunks) = chunks else {
+            state.bad.add_whole(pack);
             state.findings.add_text(DamageKind::Pack(pack), reason.clone());
             state.new.push(NewBad { pack, chunks: None, reason });
             return false;
@@ -179,12 +180,12 @@ impl<'a> Run<'a> {
 /// Writes down what was found: damage first, so that no pack counts as looked at whose damage is
 /// forgotten. Where nothing can be written the run goes on, and its report says so.
 fn write(inner: &Inner, options: &VerifyOptions, state: &mut State) {
-    if state.report.unsaved.is_some() {
+    if !options.record || state.report.unsaved.is_some() {
         return;
     }
     let new = std::mem::take(&mut state.new);
     let mut written = Ok(());
-    if options.quarantine && !new.is_empty() {
+    if !new.is_empty() {
         written = quarantine::write(inner, &new).map(|_| {
             state.report.quarantined_packs += new.len() as u64;
             let chunks = |b: &NewBad| b.chunks.as_ref().map_or(0, Vec::len) as u64;

@@ -1,6 +1,6 @@
 //! From what is bad to what is lost: which ranges of which disks cannot be restored.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use backstay_format::limits::NODE_FANOUT;
@@ -19,27 +19,51 @@ use super::damage::{DamageKind, Findings};
 
 /// Copies of chunks that were found bad just now, with the reason.
 #[derive(Debug, Default)]
-pub(crate) struct BadCopies(HashMap<ChunkId, Vec<(PackId, String)>>);
+pub(crate) struct BadCopies {
+    chunks: HashMap<ChunkId, Vec<(PackId, String)>>,
+    /// Packs that some of these copies are in.
+    packs: HashSet<PackId>,
+    /// Packs that do not even say what they hold.
+    whole: BTreeSet<PackId>,
+}
 
 impl BadCopies {
     pub(crate) fn add(&mut self, pack: PackId, id: ChunkId, reason: &str) {
-        let known = self.0.entry(id).or_default();
+        self.packs.insert(pack);
+        let known = self.chunks.entry(id).or_default();
         if !known.iter().any(|(p, _)| *p == pack) {
             known.push((pack, format!("pack {pack}: {reason}")));
         }
     }
 
+    pub(crate) fn add_whole(&mut self, pack: PackId) {
+        self.whole.insert(pack);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.chunks.is_empty() && self.whole.is_empty()
+    }
+
+    pub(crate) fn has_pack(&self, pack: PackId) -> bool {
+        self.whole.contains(&pack) || self.packs.contains(&pack)
+    }
+
+    pub(crate) fn whole_packs(&self) -> impl Iterator<Item = PackId> {
+        self.whole.iter().copied()
+    }
+
+    /// The packs that hold a bad copy of a chunk.
+    pub(crate) fn packs_of(&self, id: ChunkId) -> impl Iterator<Item = PackId> {
+        self.chunks.get(&id).into_iter().flatten().map(|(pack, _)| *pack)
     }
 
     fn reason(&self, pack: PackId, id: ChunkId) -> Option<&String> {
-        let copies = self.0.get(&id)?;
+        let copies = self.chunks.get(&id)?;
         copies.iter().find(|(p, _)| *p == pack).map(|(_, reason)| reason)
     }
 
     fn any_reason(&self, id: ChunkId) -> Option<&String> {
-        self.0.get(&id)?.first().map(|(_, reason)| reason)
+        self.chunks.get(&id)?.first().map(|(_, reason)| reason)
     }
 }
 

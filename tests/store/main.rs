@@ -12,6 +12,7 @@ mod damage;
 mod faults;
 mod gc;
 mod index;
+mod matrix;
 mod model;
 mod power;
 mod processes;

@@ -1,0 +1,77 @@
+//! Which bytes of which packs a disk needs: for tests that damage some, and must know what is lost.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use backstay_format::node::chunks_below;
+use backstay_format::pack::header;
+use backstay_format::point::DiskRecord;
+use backstay_format::{ChunkId, PackId};
+
+use crate::error::Result;
+use crate::pack::read_footer;
+use crate::read::node;
+use crate::repository::{Inner, Repository};
+
+/// One copy of a chunk or node: its stored bytes in a pack.
+pub type Copy = (PackId, Range<u64>);
+
+/// What one chunk of a disk needs: the nodes from the root down to it, and its data unless it is a
+/// hole. Each with all of its copies.
+pub type Needs = Vec<Vec<Copy>>;
+
+/// What each chunk of a disk needs, in order.
+pub fn needs(repo: &Repository, disk: &DiskRecord) -> Result<Vec<Needs>> {
+    let inner = repo.inner();
+    let count = inner.config().chunk_size.chunk_count(disk.size_bytes);
+    let mut out = vec![Needs::new(); usize::try_from(count).unwrap_or(0)];
+    if let Some(root) = disk.root {
+        walk(inner, root, disk.levels, 0, &Needs::new(), &mut out)?;
+    }
+    Ok(out)
+}
+
+fn walk(
+    inner: &Arc<Inner>,
+    id: ChunkId,
+    levels: u8,
+    first: u64,
+    above: &Needs,
+    out: &mut [Needs],
+) -> Result<()> {
+    let mut path = above.clone();
+    path.push(copies(inner, id)?);
+    let here = node(inner, id, levels - 1)?;
+    let span = chunks_below(levels - 1);
+    for (i, slot) in (0u64..).zip(here.slots()) {
+        let start = first + i * span;
+        match slot {
+            Some(child) if levels > 1 => walk(inner, *child, levels - 1, start, &path, out)?,
+            _ => {
+                let mut needs = path.clone();
+                if let Some(chunk) = slot {
+                    needs.push(copies(inner, *chunk)?);
+                }
+                let end = usize::try_from(start + span).unwrap_or(usize::MAX).min(out.len());
+                let start = usize::try_from(start).unwrap_or(usize::MAX).min(end);
+                out[start..end].fill(needs);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn copies(inner: &Arc<Inner>, id: ChunkId) -> Result<Vec<Copy>> {
+    let copies = inner.index()?.copies(id)?;
+    let range = |offset: u32, len: u32| u64::from(offset)..u64::from(offset) + u64::from(len);
+    Ok(copies.into_iter().map(|l| (l.pack, range(l.offset, l.stored_len))).collect())
+}
+
+/// The bytes of a pack between its header and its table. A change outside makes all of the pack
+/// unreadable.
+pub fn body(repo: &Repository, pack: PackId) -> Result<Range<u64>> {
+    let inner = repo.inner();
+    let footer = read_footer(inner.storage(), inner.config().id, inner.keys(), pack)?;
+    let end = footer.entries.iter().map(|e| u64::from(e.offset) + u64::from(e.stored_len)).max();
+    Ok(header::LEN as u64..end.unwrap_or(header::LEN as u64))
+}

@@ -7,25 +7,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use backstay_store::testkit::SeededEntropy;
 use backstay_store::{
-    Cause, CheckOptions, ChunkIndex, ChunkSource, CollectOptions, DamageKind, Error, ErrorKind,
-    FaultPlan, FaultStorage, Folder, MemoryStorage, NewPoint, NoProgress, ObjectKey, Progress,
-    RecoveryPoint, RepairOptions, RepairReport, Repository, RepositorySource, Storage,
-    VerifyOptions, WantedChunk, WriteScratch,
+    Cause, CheckOptions, ChunkIndex, ChunkSource, CollectOptions, DamageKind, Encryption, Error,
+    ErrorKind, FaultPlan, FaultStorage, Folder, InitOptions, MemoryStorage, NewPoint, NoProgress,
+    ObjectKey, Progress, RecoveryPoint, RepairOptions, RepairReport, Repository, RepositorySource,
+    Storage, VerifyOptions, WantedChunk, WriteScratch,
 };
 
-use crate::support::{CHUNK, back_up, image, init, new_point, open, read, seed};
+use crate::support::{CHUNK, back_up, image, init, init_options, key, new_point, open, read, seed};
 
-pub(crate) struct Rig {
-    pub(crate) storage: Arc<MemoryStorage>,
-    pub(crate) entropy: Arc<SeededEntropy>,
-    pub(crate) points: Vec<(RecoveryPoint, Vec<u8>)>,
+struct Rig {
+    storage: Arc<MemoryStorage>,
+    entropy: Arc<SeededEntropy>,
+    points: Vec<(RecoveryPoint, Vec<u8>)>,
 }
 
 /// Two machines, three points, trees of two levels.
-pub(crate) fn rig() -> Rig {
+fn rig() -> Rig {
+    rig_with(false)
+}
+
+fn rig_with(parity: bool) -> Rig {
     let storage = Arc::new(MemoryStorage::default());
     let entropy = Arc::new(SeededEntropy::new(1));
-    init(&*storage, &entropy).unwrap();
+    let options = InitOptions { parity, ..init_options(Encryption::Aes256Gcm) };
+    Repository::init_on(&*storage, &options, &key(), &*entropy).unwrap();
     let repo = open(storage.clone(), &entropy).unwrap();
     let mut points = Vec::new();
     for (machine, seed) in [("web01", 1), ("web01", 2), ("db01", 3)] {
@@ -36,12 +41,12 @@ pub(crate) fn rig() -> Rig {
 }
 
 impl Rig {
-    pub(crate) fn node(&self) -> Repository {
+    fn node(&self) -> Repository {
         open(self.storage.clone(), &self.entropy).unwrap()
     }
 
     /// Every object and its bytes.
-    pub(crate) fn objects(&self) -> BTreeMap<ObjectKey, Vec<u8>> {
+    fn objects(&self) -> BTreeMap<ObjectKey, Vec<u8>> {
         all_objects(&*self.storage)
     }
 
@@ -346,4 +351,135 @@ fn a_collection_beside_a_repair_takes_nothing_that_is_needed() {
     other.collect(&CollectOptions::default(), &NoProgress).unwrap();
     other.collect(&CollectOptions::default(), &NoProgress).unwrap();
     rig.assert_whole();
+}
+
+/// Within its means parity heals every kind of damage, whichever part of a pack it hits.
+#[test]
+fn parity_heals_without_any_other_source() {
+    let seed = seed();
+    let chance = SeededEntropy::new(seed);
+    let packs = rig_with(true).packs();
+    assert_eq!(rig_with(true).storage.list(Folder::Parity).unwrap().len(), packs.len());
+    for round in 0..40 {
+        let rig = rig_with(true);
+        for (i, &pack) in packs.iter().enumerate() {
+            let other = rig.storage.get(packs[(i + 1) % packs.len()], u64::MAX).unwrap();
+            rig.storage.tamper(pack, |b| damage_blocks(b, &other, &chance));
+        }
+        let before = rig.objects();
+        let report = repair(&rig.node(), Vec::new());
+        assert!(report.left.is_empty(), "seed {seed}, round {round}: {:?}", report.left);
+        assert!(report.wanted > 0, "seed {seed}, round {round}");
+        assert!(report.healed.iter().any(|h| h.by == "parity"), "{report:?}");
+        let after = rig.objects();
+        assert!(before.iter().all(|(k, b)| after.get(k) == Some(b)));
+        rig.assert_whole();
+    }
+}
+
+/// At most four blocks, which is what the parity of a small pack can make up for.
+fn damage_blocks(bytes: &mut Vec<u8>, other: &[u8], chance: &SeededEntropy) {
+    let blocks = bytes.len().div_ceil(4096) as u64;
+    for _ in 0..3 {
+        let start = chance.below(blocks) as usize * 4096;
+        let end = (start + 4096).min(bytes.len());
+        match chance.below(3) {
+            0 => bytes[start + chance.below((end - start) as u64) as usize] ^= 8,
+            1 => bytes[start..end].fill(0),
+            _ => {
+                let from = &other[..(end - start).min(other.len())];
+                bytes[start..start + from.len()].copy_from_slice(from);
+            }
+        }
+    }
+    if chance.below(3) == 0 {
+        bytes.truncate(bytes.len() - 1 - chance.below(100) as usize);
+    }
+}
+
+#[test]
+fn beyond_its_means_parity_gives_nothing_and_what_is_left_is_said() {
+    let rig = rig_with(true);
+    for pack in rig.packs() {
+        rig.storage.tamper(pack, |b| b.iter_mut().step_by(4096).for_each(|byte| *byte ^= 1));
+    }
+    let report = repair(&rig.node(), Vec::new());
+    assert!(!report.left.is_empty());
+    assert!(report.left.iter().all(|d| matches!(d.kind, DamageKind::Disk { .. })), "{report:?}");
+    let repo = rig.node();
+    let mut failed = 0;
+    for (point, disk) in &rig.points {
+        let reader = repo.image(&point.disks[0]).unwrap();
+        for (i, expected) in disk.chunks(CHUNK).enumerate() {
+            let mut buf = vec![0xee; expected.len()];
+            match reader.read_at((i * CHUNK) as u64, &mut buf) {
+                Ok(()) => assert!(buf == expected, "wrong bytes were served"),
+                Err(e) => failed += usize::from(e.kind() == ErrorKind::Damaged),
+            }
+        }
+    }
+    assert!(failed > 0);
+}
+
+#[test]
+fn damaged_parity_is_found_and_made_anew() {
+    let rig = rig_with(true);
+    let parity = rig.storage.list(Folder::Parity).unwrap();
+    let whole = rig.objects();
+    rig.storage.tamper(parity[0], |b| b[20] ^= 1);
+    rig.storage.tamper(parity[1], |b| {
+        let last = b.len() - 1;
+        b[last] ^= 1;
+    });
+    let swapped = rig.storage.get(parity[3], u64::MAX).unwrap();
+    rig.storage.tamper(parity[2], |b| *b = swapped);
+    rig.storage.delete(parity[4]).unwrap();
+    for report in [
+        rig.node().check(&CheckOptions { read_data: true }, &NoProgress).unwrap().damage,
+        rig.node().verify(&VerifyOptions::default(), &NoProgress).unwrap().damage,
+    ] {
+        let named: Vec<DamageKind> = report.into_iter().map(|d| d.kind).collect();
+        let expected: Vec<DamageKind> =
+            parity[..3].iter().map(|k| DamageKind::Object(k.path())).collect();
+        assert!(expected.iter().all(|k| named.contains(k)) && named.len() == 3, "{named:?}");
+    }
+    let report = rig.node().verify(&VerifyOptions::default(), &NoProgress).unwrap();
+    assert_eq!(report.without_parity, 1);
+    let report = repair(&rig.node(), Vec::new());
+    assert!(report.left.is_empty(), "{:?}", report.left);
+    assert_eq!(report.parity_renewed, 3);
+    let added = rig.node().add_parity(&NoProgress).unwrap();
+    assert_eq!((added.added, added.left_out), (1, 0));
+    for key in &parity {
+        assert!(rig.storage.get(*key, u64::MAX).unwrap() == whole[key], "{key}");
+    }
+    rig.assert_whole();
+}
+
+#[test]
+fn parity_can_be_added_later_but_never_of_damaged_bytes() {
+    let rig = rig();
+    let packs = rig.packs();
+    rig.storage.tamper(packs[0], |b| b[100] ^= 1);
+    let report = rig.node().add_parity(&NoProgress).unwrap();
+    assert_eq!((report.added, report.left_out), (packs.len() as u64 - 1, 1));
+    rig.storage.tamper(packs[0], |b| b[100] ^= 1);
+    rig.node().add_parity(&NoProgress).unwrap();
+    for &pack in &packs {
+        rig.storage.tamper(pack, |b| b[100] ^= 1);
+    }
+    let report = repair(&rig.node(), Vec::new());
+    assert!(report.left.is_empty(), "{:?}", report.left);
+    rig.assert_whole();
+}
+
+#[test]
+fn parity_goes_with_its_pack() {
+    let rig = rig_with(true);
+    let cause = Cause { by: "a test".into(), reason: "to make room".into() };
+    let ids: Vec<_> = rig.points.iter().map(|(p, _)| p.id).collect();
+    rig.node().remove_points(&ids, &cause).unwrap();
+    rig.node().collect(&CollectOptions::default(), &NoProgress).unwrap();
+    assert!(rig.packs().is_empty());
+    assert!(rig.storage.list(Folder::Parity).unwrap().is_empty());
 }

@@ -35,6 +35,7 @@ pub(crate) fn init_options(encryption: Encryption) -> InitOptions {
         chunk_size: ChunkSize::new(CHUNK as u32).unwrap(),
         encryption,
         time: "2026-11-22T03:00:00Z".parse().unwrap(),
+        parity: false,
     }
 }
 

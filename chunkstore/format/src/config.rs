@@ -38,10 +38,18 @@ pub struct RepoConfig {
     pub mac: String,
 }
 
+/// The feature of repositories whose writers give every pack parity.
+pub const FEATURE_PARITY: &str = "parity";
+
 /// Features this program knows.
-const KNOWN_FEATURES: &[&str] = &[];
+const KNOWN_FEATURES: &[&str] = &[FEATURE_PARITY];
 
 impl RepoConfig {
+    /// Whether writers give every pack parity.
+    pub fn has_parity(&self) -> bool {
+        self.features.iter().any(|f| f == FEATURE_PARITY)
+    }
+
     /// The bytes that the MAC covers: the payload with an empty `mac`.
     pub fn mac_input(&self) -> Vec<u8> {
         let bare = RepoConfig { mac: String::new(), ..self.clone() };

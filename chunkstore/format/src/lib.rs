@@ -16,6 +16,7 @@ pub mod limits;
 pub mod magic;
 pub mod node;
 pub mod pack;
+pub mod parity;
 pub mod point;
 pub mod quarantine;
 pub mod record;

@@ -45,6 +45,12 @@ pub const QUARANTINE_PACKS_MAX: usize = 4096;
 pub const QUARANTINE_CHUNKS_MAX: usize = 64 * 1024;
 /// Longest reason in a record of damage.
 pub const QUARANTINE_REASON_MAX: usize = 512;
+/// Smallest shard of a pack for its parity: the unit in which disks fail.
+pub const PARITY_SHARD_MIN: u32 = 4096;
+/// Most shards a pack is cut into; larger packs have larger shards.
+pub const PARITY_DATA_SHARDS_MAX: u32 = 16 * 1024;
+/// A reader refuses larger parity objects: that of the largest pack has 8.6 MiB.
+pub const PARITY_MAX: u64 = 16 * 1024 * 1024;
 /// Longest payload of a record of verified packs.
 pub const VERIFIED_PAYLOAD_MAX: u32 = 8 * 1024 * 1024;
 /// Most packs in one record of verified packs: a terabyte of full packs.

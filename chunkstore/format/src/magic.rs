@@ -24,6 +24,8 @@ pub const GC_END: [u8; 8] = *b"BKSTGCEN";
 pub const QUARANTINE: [u8; 8] = *b"BKSTQUAR";
 /// A record of verified packs.
 pub const VERIFIED: [u8; 8] = *b"BKSTVRFY";
+/// The parity of a pack.
+pub const PARITY: [u8; 8] = *b"BKSTPARI";
 /// The header of a pack.
 pub const PACK: [u8; 8] = *b"BKSTPACK";
 /// The trailer of a pack.

@@ -1,6 +1,6 @@
 //! FORMAT.md is the normative text: its tables and the constants of this crate must agree.
 
-use backstay_format::{Field, envelope, limits, magic, node, pack};
+use backstay_format::{Field, envelope, limits, magic, node, pack, parity};
 
 const DOC: &str = include_str!("../../docs/FORMAT.md");
 
@@ -31,6 +31,7 @@ fn tables_and_constants_agree() {
     compare("Pack header", &pack::header::FIELDS, pack::header::LEN);
     compare("Pack table entry", &pack::entry::FIELDS, pack::entry::LEN);
     compare("Pack trailer", &pack::trailer::FIELDS, pack::trailer::LEN);
+    compare("Parity head", &parity::FIELDS, parity::HEAD_LEN);
     compare("Image tree node", &node::FIELDS, node::HEAD_LEN);
 }
 
@@ -49,6 +50,7 @@ fn magics_and_limits_stand_in_the_text() {
         magic::GC_END,
         magic::QUARANTINE,
         magic::VERIFIED,
+        magic::PARITY,
         magic::PACK,
         magic::TRAILER,
     ];
@@ -63,6 +65,16 @@ fn magics_and_limits_stand_in_the_text() {
     assert!(DOC.contains("reached 32 MiB"));
     assert_eq!((limits::PACK_MAX, limits::PACK_ENTRIES_MAX), (256 << 20, 1_048_576));
     assert!(DOC.contains("beyond 256 MiB or 1,048,576 entries"));
+    let full = parity::Geometry::of(limits::PACK_TARGET.into());
+    assert_eq!(
+        (full.parity_shards, full.data_shards, limits::PARITY_DATA_SHARDS_MAX),
+        (256, 8192, 16_384)
+    );
+    assert!(DOC.contains("256 of 8,192 shards") && DOC.contains("more than 16,384"));
+    assert_eq!((limits::QUARANTINE_PACKS_MAX, limits::QUARANTINE_CHUNKS_MAX), (4096, 65_536));
+    assert!(DOC.contains("At most 4,096 packs and 65,536 chunks a record"));
+    assert_eq!(limits::VERIFIED_PACKS_MAX, 32_768);
+    assert!(DOC.contains("At most 32,768 packs a record"));
     assert_eq!(node::NODE_LEN_MAX, 2064);
     assert!(DOC.contains("at most 2,064 bytes"));
 }

@@ -7,12 +7,13 @@ use backstay_format::verified::Level;
 use crate::error::Result;
 use crate::key::{Folder, ObjectKey};
 use crate::pack::read_footer;
+use crate::parity;
 use crate::progress::Progress;
 use crate::quarantine::lost;
 use crate::repository::{Inner, Repository};
 use crate::seal::Decoder;
 use crate::verify::{
-    BadCopies, Damage, DamageKind, Findings, Healed, Verdict, check_objects, check_pack,
+    BadCopies, Damage, DamageKind, Findings, Healed, Verdict, check_objects, check_with_parity,
     readable_points, stopped, walk_all,
 };
 
@@ -76,6 +77,7 @@ fn check_all_packs(
     let packs = inner.storage().list(Folder::Packs)?;
     progress.total("packs", packs.len() as u64);
     let mut decoder = Decoder::new()?;
+    let parity = if options.read_data { parity::present(inner)? } else { Default::default() };
     for key in packs {
         stopped(progress)?;
         let ObjectKey::Pack(id) = key else { continue };
@@ -85,8 +87,12 @@ fn check_all_packs(
             continue;
         }
         let verdict = if options.read_data {
-            let checked = check_pack(inner, id, Level::Full, &mut decoder)?;
+            let has = parity.contains(&id);
+            let checked = check_with_parity(inner, id, Level::Full, has, &mut decoder)?;
             report.read_bytes += checked.read_bytes;
+            if let Some(e) = checked.parity.filter(|_| !inner.quarantine().has(id)) {
+                findings.add(DamageKind::Object(ObjectKey::Parity(id).path()), &e);
+            }
             checked.verdict
         } else {
             footer_only(inner, id)?

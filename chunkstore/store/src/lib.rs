@@ -16,6 +16,7 @@ mod keys;
 mod location;
 mod owner;
 mod pack;
+mod parity;
 mod progress;
 mod quarantine;
 mod read;
@@ -44,6 +45,7 @@ pub use gc::{Amount, CollectOptions, CollectReport};
 pub use index::IndexChoice;
 pub use key::{Folder, ObjectKey};
 pub use location::Location;
+pub use parity::ParityReport;
 pub use progress::{NoProgress, Progress};
 pub use read::{ImageReader, ReadScratch};
 pub use repair::{

@@ -164,6 +164,11 @@ impl Quarantine {
         self.state.read().packs.get(&pack).is_some_and(|b| b.whole)
     }
 
+    /// Whether anything in a pack is known to be bad.
+    pub(crate) fn has(&self, pack: PackId) -> bool {
+        self.state.read().packs.contains_key(&pack)
+    }
+
     /// Whether the copy of a chunk in a pack counts as absent.
     pub(crate) fn covers(&self, pack: PackId, id: ChunkId) -> bool {
         let state = self.state.read();

@@ -14,6 +14,7 @@ use crate::repository::Inner;
 use crate::verify::{BadCopies, Healed};
 
 use super::derive::derive;
+use super::rebuilt::FromParity;
 use super::source::{ChunkSource, WantedChunk, any_copy};
 use super::wanted::{Places, collect};
 use super::writer::Writer;
@@ -36,6 +37,7 @@ pub(super) struct Healer<'a> {
     pub(super) healed: Healed,
     /// Asked for everywhere, in vain.
     tried: HashSet<ChunkId>,
+    parity: FromParity,
     by: BTreeMap<String, (u64, u64)>,
     wanted: u64,
 }
@@ -58,6 +60,7 @@ impl<'a> Healer<'a> {
             writer: None,
             healed: Healed::new(),
             tried: HashSet::new(),
+            parity: FromParity::default(),
             by: BTreeMap::new(),
             wanted: 0,
         }
@@ -80,6 +83,7 @@ impl<'a> Healer<'a> {
     }
 
     fn round(&mut self, mut wanted: HashMap<ChunkId, Places>) -> Result<()> {
+        self.from_parity(&wanted)?;
         let mut order: Vec<ChunkId> = wanted.keys().copied().collect();
         order.sort();
         for id in order {
@@ -89,6 +93,21 @@ impl<'a> Healer<'a> {
                 self.tried.insert(id);
             }
             self.progress.add("lost chunks", 1);
+        }
+        Ok(())
+    }
+
+    /// Rebuilds the packs that may hold what is wanted, one after the other.
+    fn from_parity(&mut self, wanted: &HashMap<ChunkId, Places>) -> Result<()> {
+        for pack in self.parity.candidates(self.inner, self.bad, wanted)? {
+            self.check_cancelled()?;
+            let Some(rebuilt) = self.parity.rebuild(self.inner, pack)? else { continue };
+            for (id, bytes) in rebuilt.chunks(self.inner, wanted)? {
+                if !self.healed.contains_key(&id) {
+                    let level = wanted[&id][0].node_level;
+                    self.accept(id, level, bytes, "parity")?;
+                }
+            }
         }
         Ok(())
     }

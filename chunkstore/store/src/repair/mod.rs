@@ -5,6 +5,7 @@
 
 mod derive;
 mod heal;
+mod rebuilt;
 mod source;
 mod wanted;
 mod writer;
@@ -17,6 +18,7 @@ use backstay_format::verified::Level;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::ObjectKey;
+use crate::parity;
 use crate::progress::Progress;
 use crate::record;
 use crate::repository::{Inner, PointList, Repository};
@@ -69,6 +71,8 @@ pub struct RepairReport {
     pub wanted: u64,
     /// What was healed, by source.
     pub healed: Vec<HealedBy>,
+    /// Parity objects that were damaged and made anew of packs that are whole.
+    pub parity_renewed: u64,
     /// Bytes of new packs.
     pub stored_bytes: u64,
     /// The session that wrote the new packs.
@@ -119,6 +123,7 @@ pub(crate) fn repair(
             findings.add_text(damage.kind.clone(), damage.reason.clone());
         }
     }
+    renew_parity(inner, &bad, &mut report, &mut findings)?;
     check_new_packs(inner, &report, &mut bad, &mut findings)?;
     walk_all(inner, &points, &bad, &healed, &mut findings, progress)?;
     report.left = findings.damage;
@@ -159,6 +164,28 @@ fn decode_point(inner: &Inner, id: PointId, bytes: &[u8]) -> Result<RecoveryPoin
     let payload = record::open(inner, key, magic::POINT, POINT_PAYLOAD_MAX, bytes)?;
     RecoveryPoint::decode(&payload, id, inner.config().chunk_size)
         .map_err(|e| Error::format(format!("recovery point {id} is damaged"), e))
+}
+
+/// Makes damaged parity anew where the pack is whole.
+fn renew_parity(
+    inner: &Inner,
+    bad: &BadCopies,
+    report: &mut RepairReport,
+    findings: &mut Findings,
+) -> Result<()> {
+    for &pack in &bad.parity {
+        if bad.has_pack(pack) {
+            continue;
+        }
+        if !report.dry_run
+            && let Err(e) = parity::renew(inner, pack)
+        {
+            findings.add(DamageKind::Object(ObjectKey::Parity(pack).path()), &e);
+            continue;
+        }
+        report.parity_renewed += 1;
+    }
+    Ok(())
 }
 
 /// Reads back what the repair stored.

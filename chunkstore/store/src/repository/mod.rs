@@ -7,7 +7,7 @@ mod slots;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use backstay_format::config::{Encryption, RepoConfig};
+use backstay_format::config::{Encryption, FEATURE_PARITY, RepoConfig};
 use backstay_format::limits::POINT_PAYLOAD_MAX;
 use backstay_format::limits::SMALL_PAYLOAD_MAX;
 use backstay_format::point::{DiskRecord, RecoveryPoint};
@@ -25,6 +25,7 @@ use crate::index::IndexChoice;
 use crate::key::{Folder, ObjectKey};
 use crate::keys::Keys;
 use crate::location::Location;
+use crate::parity::{self, ParityReport};
 use crate::progress::Progress;
 use crate::read::ImageReader;
 use crate::record;
@@ -53,6 +54,8 @@ pub struct InitOptions {
     pub encryption: Encryption,
     /// When it is made.
     pub time: Timestamp,
+    /// Whether every pack gets parity, from which some of it can be rebuilt: 3.5 % more bytes.
+    pub parity: bool,
 }
 
 /// How a repository is opened.
@@ -154,7 +157,7 @@ impl Repository {
             chunk_size: options.chunk_size,
             encryption: options.encryption,
             created: options.time,
-            features: Vec::new(),
+            features: options.parity.then(|| FEATURE_PARITY.to_owned()).into_iter().collect(),
             mac: String::new(),
         };
         config.mac = keys.config_mac(&config);
@@ -346,6 +349,12 @@ impl Repository {
         progress: &dyn Progress,
     ) -> Result<RepairReport> {
         repair::repair(self, &self.inner, options, progress)
+    }
+
+    /// Gives parity to every pack that has none: for repositories that were made without, and for
+    /// packs whose writer could not.
+    pub fn add_parity(&self, progress: &dyn Progress) -> Result<ParityReport> {
+        parity::add(&self.inner, progress)
     }
 
     /// What the parts of this crate share; of another repository, for a repair.

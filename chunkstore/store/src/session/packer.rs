@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkLocation, PackInfo, PackSet};
 use crate::key::ObjectKey;
 use crate::pack::{ClosedPack, OpenPack, Reservation};
+use crate::parity;
 use crate::repository::Inner;
 use crate::seal::{Decoder, Encoder, seal};
 
@@ -297,7 +298,14 @@ impl Packer {
         self.repo.storage().put(ObjectKey::Pack(id), &pack.slices())?;
         // O5: only now, when the pack is durable, may the index learn of it.
         let info = PackInfo::new(&pack.header, pack.entries.len(), pack.len());
-        self.repo.index()?.add_pack(id, info, &pack.entries)
+        self.repo.index()?.add_pack(id, info, &pack.entries)?;
+        if self.repo.config().has_parity()
+            && let Err(error) = parity::write(&self.repo, id, &pack.slices())
+        {
+            // The pack is durable all the same.
+            tracing::warn!(pack = %id, %error, "a pack has no parity; `backstay repo parity` adds it");
+        }
+        Ok(())
     }
 
     fn fail(&self, e: &Error) {

@@ -25,6 +25,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::gc::Amount;
 use crate::key::ObjectKey;
+use crate::parity;
 use crate::progress::Progress;
 use crate::quarantine;
 use crate::repository::{Inner, PointList, Repository};
@@ -37,7 +38,7 @@ pub(crate) use damage::Findings;
 pub(crate) use facts::Facts;
 pub(crate) use keyless::check_packs;
 pub(crate) use objects::check_objects;
-pub(crate) use pack::{Verdict, check_pack};
+pub(crate) use pack::{Verdict, check_pack, check_with_parity};
 pub(crate) use status::stored_packs;
 pub(crate) use walk::{BadCopies, Healed, Lost, Walker, stopped, walk_all};
 
@@ -100,6 +101,8 @@ pub struct VerifyReport {
     /// Chunks in them that count as absent from now on; a pack that does not say what it holds
     /// adds none.
     pub quarantined_chunks: u64,
+    /// Packs without parity, in a repository whose packs should have it.
+    pub without_parity: u64,
     /// What was found: packs and other objects first, then the ranges of disks that are lost, each
     /// once.
     pub damage: Vec<Damage>,
@@ -144,10 +147,14 @@ pub(crate) fn find(
     let mut report = VerifyReport::default();
     let stored = stored_packs(inner)?;
     let queue = choose(inner, options, &facts, &stored, &mut report)?;
+    let parity = parity::present(inner)?;
+    if inner.config().has_parity() {
+        report.without_parity = stored.iter().filter(|(id, _)| !parity.contains(id)).count() as u64;
+    }
     progress.total("packs", queue.len() as u64);
     let State { queue, mut facts, bad, findings: packs, report: done, .. } =
-        Run::new(inner, options, progress, facts, queue).go()?;
-    report = VerifyReport { recent: report.recent, ..done };
+        Run::new(inner, options, progress, facts, queue, parity).go()?;
+    report = VerifyReport { recent: report.recent, without_parity: report.without_parity, ..done };
     for (_, len) in &queue {
         status::add(&mut report.left, *len);
     }

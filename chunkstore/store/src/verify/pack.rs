@@ -1,6 +1,6 @@
 //! One pack, read whole and taken apart.
 
-use backstay_format::limits::PACK_MAX;
+use backstay_format::limits::{PACK_MAX, PARITY_MAX};
 use backstay_format::pack::PackEntry;
 use backstay_format::verified::Level;
 use backstay_format::{ChunkId, PackId};
@@ -8,6 +8,7 @@ use backstay_format::{ChunkId, PackId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::ObjectKey;
 use crate::pack::{PackFooter, footer_of, read_footer, verify_pack_bytes};
+use crate::parity;
 use crate::quarantine::lost;
 use crate::repository::Inner;
 use crate::seal::Decoder;
@@ -19,6 +20,8 @@ pub(crate) struct Checked {
     pub(crate) read_bytes: u64,
     /// Chunks decoded.
     pub(crate) chunks: u64,
+    /// What is wrong with its parity, where that was looked at.
+    pub(crate) parity: Option<Error>,
 }
 
 /// What became of a pack.
@@ -44,6 +47,35 @@ pub(crate) enum Verdict {
     },
 }
 
+/// [`check_pack`], and the pack's parity too if `parity` says that it has one.
+pub(crate) fn check_with_parity(
+    inner: &Inner,
+    pack: PackId,
+    level: Level,
+    parity: bool,
+    decoder: &mut Decoder,
+) -> Result<Checked> {
+    let (mut checked, bytes) = read_and_check(inner, pack, level, decoder)?;
+    if parity && !matches!(checked.verdict, Verdict::Gone) {
+        // Of a pack that is whole it must also be the right parity.
+        let bytes = bytes.filter(|_| matches!(checked.verdict, Verdict::Whole));
+        checked.parity = check_parity(inner, pack, bytes.as_deref())?;
+    }
+    Ok(checked)
+}
+
+/// What is wrong with a pack's parity.
+fn check_parity(inner: &Inner, pack: PackId, bytes: Option<&[u8]>) -> Result<Option<Error>> {
+    let object = inner.storage().get(ObjectKey::Parity(pack), PARITY_MAX);
+    match object.and_then(|o| parity::check(&o, inner.config().id, pack, bytes)) {
+        Ok(()) => Ok(None),
+        // A collection deleted it meanwhile.
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) if lost(&e) || e.is_media_error() => Ok(Some(e)),
+        Err(e) => Err(e),
+    }
+}
+
 /// Reads a pack and compares it with its checksum. With [`Level::Full`], or where the checksum does
 /// not match, every chunk is authenticated, decoded and compared with its id.
 ///
@@ -54,25 +86,48 @@ pub(crate) fn check_pack(
     level: Level,
     decoder: &mut Decoder,
 ) -> Result<Checked> {
+    read_and_check(inner, pack, level, decoder).map(|(checked, _)| checked)
+}
+
+/// The verdict, and the pack's bytes where it could be read whole.
+fn read_and_check(
+    inner: &Inner,
+    pack: PackId,
+    level: Level,
+    decoder: &mut Decoder,
+) -> Result<(Checked, Option<Vec<u8>>)> {
     let bytes = match inner.storage().get(ObjectKey::Pack(pack), PACK_MAX) {
         Ok(bytes) => bytes,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Checked::default()),
-        Err(e) if lost(&e) => return Ok(bad(0, None, &e)),
-        Err(e) if e.is_media_error() => return check_in_pieces(inner, pack, decoder),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok((Checked::default(), None)),
+        Err(e) if lost(&e) => return Ok((unreadable(0, &e), None)),
+        Err(e) if e.is_media_error() => {
+            return check_in_pieces(inner, pack, decoder).map(|checked| (checked, None));
+        }
         Err(e) => return Err(e),
     };
+    let checked = check_bytes(inner, pack, &bytes, level, decoder)?;
+    Ok((checked, Some(bytes)))
+}
+
+fn check_bytes(
+    inner: &Inner,
+    pack: PackId,
+    bytes: &[u8],
+    level: Level,
+    decoder: &mut Decoder,
+) -> Result<Checked> {
     let read_bytes = bytes.len() as u64;
-    let sum = verify_pack_bytes(&bytes, inner.config().id, pack);
-    let footer = match footer_of(&bytes, inner.config().id, inner.keys(), pack) {
+    let sum = verify_pack_bytes(bytes, inner.config().id, pack);
+    let footer = match footer_of(bytes, inner.config().id, inner.keys(), pack) {
         Ok(footer) => footer,
         Err(e) if e.kind() == ErrorKind::Unsupported => {
             let verdict = Verdict::Unsupported { reason: e.whole_story() };
-            return Ok(Checked { verdict, read_bytes, chunks: 0 });
+            return Ok(Checked { verdict, read_bytes, ..Checked::default() });
         }
-        Err(e) => return Ok(bad(read_bytes, None, &e)),
+        Err(e) => return Ok(unreadable(read_bytes, &e)),
     };
     if sum.is_ok() && level == Level::Checksums {
-        return Ok(Checked { verdict: Verdict::Whole, read_bytes, chunks: 0 });
+        return Ok(Checked { verdict: Verdict::Whole, read_bytes, ..Checked::default() });
     }
     let stored = |e: &PackEntry, out: &mut Vec<u8>| {
         let start = e.offset as usize;
@@ -83,7 +138,9 @@ pub(crate) fn check_pack(
     let mut found = bad_chunks(inner, &footer, &stored, decoder)?;
     let chunks = footer.entries.len() as u64;
     let reason = match (&sum, found.first()) {
-        (Ok(()), None) => return Ok(Checked { verdict: Verdict::Whole, read_bytes, chunks }),
+        (Ok(()), None) => {
+            return Ok(Checked { verdict: Verdict::Whole, read_bytes, chunks, parity: None });
+        }
         (Err(e), None) => {
             // Every chunk decodes, and yet a byte is not as written: none of them is relied on.
             let reason = e.whole_story();
@@ -92,11 +149,13 @@ pub(crate) fn check_pack(
         }
         (_, Some((_, first))) => first.clone(),
     };
-    Ok(Checked { verdict: Verdict::Bad { chunks: Some(found), reason }, read_bytes, chunks })
+    let verdict = Verdict::Bad { chunks: Some(found), reason };
+    Ok(Checked { verdict, read_bytes, chunks, parity: None })
 }
 
-fn bad(read_bytes: u64, chunks: Option<Vec<(ChunkId, String)>>, e: &Error) -> Checked {
-    Checked { verdict: Verdict::Bad { chunks, reason: e.whole_story() }, read_bytes, chunks: 0 }
+fn unreadable(read_bytes: u64, e: &Error) -> Checked {
+    let verdict = Verdict::Bad { chunks: None, reason: e.whole_story() };
+    Checked { verdict, read_bytes, ..Checked::default() }
 }
 
 fn cut_short() -> Error {
@@ -108,7 +167,7 @@ fn cut_short() -> Error {
 fn check_in_pieces(inner: &Inner, pack: PackId, decoder: &mut Decoder) -> Result<Checked> {
     let footer = match read_footer(inner.storage(), inner.config().id, inner.keys(), pack) {
         Ok(footer) => footer,
-        Err(e) if lost(&e) || e.is_media_error() => return Ok(bad(0, None, &e)),
+        Err(e) if lost(&e) || e.is_media_error() => return Ok(unreadable(0, &e)),
         Err(e) => return Err(e),
     };
     let stored = |e: &PackEntry, out: &mut Vec<u8>| {
@@ -119,7 +178,12 @@ fn check_in_pieces(inner: &Inner, pack: PackId, decoder: &mut Decoder) -> Result
     let read_bytes = footer.len;
     let chunks = footer.entries.len() as u64;
     let reason = found.first().map_or("a part of it cannot be read", |(_, r)| r).to_owned();
-    Ok(Checked { verdict: Verdict::Bad { chunks: Some(found), reason }, read_bytes, chunks })
+    Ok(Checked {
+        verdict: Verdict::Bad { chunks: Some(found), reason },
+        read_bytes,
+        chunks,
+        parity: None,
+    })
 }
 
 /// Gives the stored bytes of an entry.

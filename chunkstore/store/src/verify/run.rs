@@ -1,6 +1,6 @@
 //! Reading packs one after the other, within a budget, and writing down what was seen.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 use backstay_format::verified::VerifiedPack;
@@ -8,6 +8,7 @@ use backstay_format::{ChunkId, PackId};
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::key::ObjectKey;
 use crate::progress::Progress;
 use crate::quarantine::{self, NewBad};
 use crate::repository::Inner;
@@ -15,7 +16,7 @@ use crate::seal::Decoder;
 
 use super::damage::{DamageKind, Findings};
 use super::facts::Facts;
-use super::pack::{Checked, Verdict, check_pack};
+use super::pack::{Checked, Verdict, check_with_parity};
 use super::walk::BadCopies;
 use super::{VerifyOptions, VerifyReport};
 
@@ -27,6 +28,8 @@ pub(super) struct Run<'a> {
     inner: &'a Inner,
     options: &'a VerifyOptions,
     progress: &'a dyn Progress,
+    /// Packs that have parity.
+    parity: BTreeSet<PackId>,
     started: Instant,
     state: Mutex<State>,
 }
@@ -53,9 +56,10 @@ impl<'a> Run<'a> {
         progress: &'a dyn Progress,
         facts: Facts,
         queue: VecDeque<(PackId, u64)>,
+        parity: BTreeSet<PackId>,
     ) -> Self {
         let state = State { queue, facts, ..State::default() };
-        Self { inner, options, progress, started: Instant::now(), state: Mutex::new(state) }
+        Self { inner, options, progress, parity, started: Instant::now(), state: Mutex::new(state) }
     }
 
     /// Works until the queue is empty, the budget is spent, or the caller wants it to stop. What
@@ -85,7 +89,8 @@ impl<'a> Run<'a> {
     fn work(&self) {
         let done = Decoder::new().and_then(|mut decoder| {
             while let Some((pack, _)) = self.next()? {
-                let checked = check_pack(self.inner, pack, self.options.level, &mut decoder)?;
+                let (level, parity) = (self.options.level, self.parity.contains(&pack));
+                let checked = check_with_parity(self.inner, pack, level, parity, &mut decoder)?;
                 self.note(pack, checked);
             }
             Ok(())
@@ -126,6 +131,12 @@ impl<'a> Run<'a> {
         self.progress.add("packs", 1);
         state.report.read_bytes += checked.read_bytes;
         state.report.chunks += checked.chunks;
+        if let Some(e) = checked.parity
+            && !self.inner.quarantine().has(pack)
+        {
+            state.bad.parity.insert(pack);
+            state.findings.add(DamageKind::Object(ObjectKey::Parity(pack).path()), &e);
+        }
         let whole = match checked.verdict {
             Verdict::Gone => {
                 state.report.gone += 1;

@@ -25,6 +25,8 @@ pub(crate) struct BadCopies {
     packs: HashSet<PackId>,
     /// Packs that do not even say what they hold.
     whole: BTreeSet<PackId>,
+    /// Packs whose parity is damaged.
+    pub(crate) parity: BTreeSet<PackId>,
 }
 
 impl BadCopies {
@@ -78,8 +80,7 @@ pub(crate) struct Lost<'a> {
     pub(crate) id: ChunkId,
     /// The level of a node; nothing for a data chunk.
     pub(crate) level: Option<u8>,
-    /// The first chunk of the disk that is lost with it.
-    pub(crate) first: ChunkIndex,
+    /// Where on the disk it starts.
     pub(crate) offset_bytes: u64,
     /// Bytes of the disk lost with it.
     pub(crate) len_bytes: u64,
@@ -265,7 +266,6 @@ impl<'a> Walker<'a> {
             disk: place.disk,
             id,
             level,
-            first: ChunkIndex(first),
             offset_bytes,
             len_bytes: end.saturating_sub(offset_bytes),
             reason,

@@ -33,8 +33,12 @@ impl Bench {
 
     pub(crate) fn with_chunks(chunk_size: ChunkSize) -> Bench {
         let dir = tempfile::tempdir().unwrap();
-        let options =
-            InitOptions { chunk_size, encryption: Encryption::None, time: Timestamp::UNIX_EPOCH };
+        let options = InitOptions {
+            chunk_size,
+            encryption: Encryption::None,
+            time: Timestamp::UNIX_EPOCH,
+            parity: false,
+        };
         let location = Location::from_path(&dir.path().join("repo"));
         Repository::init(&location, &options, &Unlock::None).unwrap();
         let repo = open_repo(dir.path());

@@ -46,6 +46,7 @@ impl Fixture {
             chunk_size: ChunkSize::new(CHUNK as u32).unwrap(),
             encryption,
             time: "2026-11-01T00:00:00Z".parse().unwrap(),
+            parity: false,
         };
         Repository::init(&fixture.location(), &options, &fixture.unlock()).unwrap();
         fixture

@@ -127,7 +127,11 @@ impl Repository {
     fn remove_one(&self, id: PointId, cause: &Cause) -> Result<()> {
         check_present(&self.inner, id)?;
         // A record that cannot be read can be removed all the same.
-        let machine = self.point(id).map(|p| p.machine).unwrap_or_default();
+        let machine = match self.point(id) {
+            Ok(point) => point.machine,
+            Err(e) if e.kind() == ErrorKind::Damaged => String::new(),
+            Err(e) => return Err(e),
+        };
         let removal = Removal {
             point: id,
             machine,

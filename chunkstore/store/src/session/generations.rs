@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use backstay_format::gc::{Generation, Plan};
+use backstay_format::gc::{End, Generation, Plan};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::PackSet;
@@ -31,15 +31,22 @@ pub(crate) fn newest(repo: &Inner) -> Result<Newest> {
     Ok(Newest { generation, ended })
 }
 
-/// The packs that whoever registers now must take for absent.
+/// The packs that whoever registers now must take for absent: what the newest plan condemned, or,
+/// when that collection is over, what it could not delete yet.
 pub(crate) fn condemned(repo: &Inner, newest: Newest) -> Result<Arc<PackSet>> {
-    if newest.ended {
+    let generation = newest.generation;
+    let (packs, named) = if generation == Generation::default() {
         return Ok(Arc::default());
-    }
-    let plan: Plan = record::get(repo, ObjectKey::GcPlan(newest.generation))?;
-    if plan.generation != newest.generation {
-        let text = format!("plan {} says it is plan {}", newest.generation, plan.generation);
+    } else if newest.ended {
+        let end: End = record::get(repo, ObjectKey::GcEnd(generation))?;
+        (end.locked, end.generation)
+    } else {
+        let plan: Plan = record::get(repo, ObjectKey::GcPlan(generation))?;
+        (plan.condemned, plan.generation)
+    };
+    if named != generation {
+        let text = format!("collection {generation} says it is collection {named}");
         return Err(Error::new(ErrorKind::Damaged, text));
     }
-    Ok(Arc::new(plan.condemned.into_iter().collect()))
+    Ok(Arc::new(packs.into_iter().collect()))
 }

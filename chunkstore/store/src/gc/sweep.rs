@@ -91,7 +91,7 @@ fn older_writers(
     Ok(waiting)
 }
 
-/// Marks once more and writes the verdict. From here on nothing can refer to a doomed pack: who
+/// Marks once more and writes the verdict (FORMAT.md, rule O11). From here on nothing can refer to a doomed pack: who
 /// could have is over, and who registered since the plan takes it for absent.
 fn judge(
     repo: &Inner,

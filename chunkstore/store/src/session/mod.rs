@@ -75,7 +75,7 @@ impl WriteSession {
             holds: base.iter().map(|p| p.id).collect(),
             purpose: purpose.to_owned(),
         };
-        // Registered before anything is looked up: no collection may take what is found then.
+        // O9: registered before anything is looked up: no collection may take what is found then.
         let (lease, condemned) = Lease::register(&repo, request)?;
         repo.synchronise()?;
         // The base is trusted only if every chunk of it is known to be in a present pack, and if
@@ -150,7 +150,7 @@ impl WriteSession {
         Ok(point)
     }
 
-    /// The compare-and-swap of the commit: the point takes its place unless a fence is there.
+    /// The compare-and-swap of the commit (rule O10): the point takes its place unless a fence is there.
     fn put_point(&self, key: ObjectKey, bytes: &[u8]) -> Result<()> {
         let Err(e) = self.repo.storage().put(key, &[bytes]) else { return Ok(()) };
         if e.kind() != ErrorKind::Exists {

@@ -157,6 +157,8 @@ fn make_plan(
     if !options.dry_run {
         report.buried += bury(repo, &roots)?;
     }
+    // The packs of points that were committed since must be known, too.
+    repo.synchronise()?;
     let marks = mark(repo, &roots.points, &PackSet::new(), progress)?;
     report.points = roots.points.len() as u64;
     report.references += marks.references();

@@ -99,9 +99,10 @@ fn judge(
     report: &mut CollectReport,
     progress: &dyn Progress,
 ) -> Result<Verdict> {
-    repo.synchronise()?;
     let condemned: PackSet = plan.condemned.iter().copied().collect();
     let roots = roots::gather(repo)?;
+    // After the points: the packs they need are listed now.
+    repo.synchronise()?;
     let marks = mark(repo, &roots.points, &condemned, progress)?;
     report.references += marks.references();
     let mut doomed = Vec::new();

@@ -9,6 +9,8 @@ pub mod config;
 pub mod envelope;
 mod error;
 mod field;
+#[cfg(feature = "testkit")]
+pub mod fuzz;
 mod id;
 pub mod keyslot;
 pub mod limits;

@@ -110,7 +110,7 @@ fn one(house: &House, plan: &Plan, target: &str) -> Result<End> {
 /// Runs one target on one file; the output goes to the terminal.
 pub(super) fn one_file(program: &Path, target: &str, file: &Path) -> Result<ExitCode> {
     let mut command = self::program(program, target);
-    command.args(limits()).arg(file);
+    command.env("RUST_BACKTRACE", "1").args(limits()).arg(file);
     let status =
         command.status().with_context(|| format!("cannot run `{}`", proc::shown(&command)))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -118,7 +118,8 @@ pub(super) fn one_file(program: &Path, target: &str, file: &Path) -> Result<Exit
 
 fn program(program: &Path, target: &str) -> Command {
     let mut command = proc::command(program);
-    command.env(VARIABLE, target).env("RUST_BACKTRACE", "1");
+    // Without the trace, the panic's own words are among the last lines of a log.
+    command.env(VARIABLE, target).env("RUST_BACKTRACE", "0");
     command
 }
 

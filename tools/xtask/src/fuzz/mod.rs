@@ -63,8 +63,14 @@ pub(crate) fn run(house: &House, args: &Args) -> Result<ExitCode> {
     if let (Some(_), [_, _, ..]) = (&args.file, chosen.as_slice()) {
         bail!("--file is for one target: name it");
     }
-    let cargo = bootstrap::ready(house, Purpose::Build)?;
     let mut steps = Steps::default();
+    let chosen = if args.changed { changed(house, chosen, 1)? } else { chosen };
+    if chosen.is_empty() {
+        let why = "nothing changed since the last good run";
+        steps.run("fuzz", || Ok(Outcome::Pass(why.into())));
+        return Ok(steps.finish());
+    }
+    let cargo = bootstrap::ready(house, Purpose::Build)?;
     let program = match build::program(house, &cargo, args.address_sanitizer)? {
         build::Built::Program(program) => program,
         build::Built::NoNightly => {
@@ -76,7 +82,6 @@ pub(crate) fn run(house: &House, args: &Args) -> Result<ExitCode> {
     if let (Some(file), [target]) = (&args.file, chosen.as_slice()) {
         return launch::one_file(&program, target, file);
     }
-    let chosen = if args.changed { changed(house, chosen, 1)? } else { chosen };
     let plan = launch::Plan { program, seconds: args.seconds, seed: seed(args.seed) };
     steps.run("fuzz", || fuzz(house, &plan, &chosen));
     Ok(steps.finish())
@@ -117,9 +122,6 @@ fn share(targets: usize) -> u64 {
 }
 
 fn fuzz(house: &House, plan: &launch::Plan, targets: &[String]) -> Result<Outcome> {
-    if targets.is_empty() {
-        return Ok(Outcome::Pass("nothing changed since the last good run".into()));
-    }
     eprintln!("seed {} (repeat with BACKSTAY_SEED={0})", plan.seed);
     // Taken before the run: what is changed meanwhile was not run.
     let hashes: Vec<u64> =

@@ -8,6 +8,7 @@
 )]
 
 mod conformance;
+mod corpus;
 mod damage;
 mod faults;
 mod gc;

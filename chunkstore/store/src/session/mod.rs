@@ -1,6 +1,7 @@
 //! Writing: a session takes chunks from many threads, fills packs, and ends with one recovery
 //! point or with nothing.
 
+mod base;
 mod image_writer;
 mod packer;
 mod tree_builder;
@@ -19,6 +20,7 @@ use crate::repository::Inner;
 
 pub use image_writer::{ChunkStats, ImageWriter, WriteScratch};
 use packer::Packer;
+pub(crate) use tree_builder::Piece;
 
 /// What the caller knows of a new recovery point.
 #[derive(Clone, Debug)]
@@ -73,6 +75,12 @@ impl WriteSession {
         let disk = self.base.as_ref()?.disk(name)?;
         // A base that cannot be read is no reason to fail: chunks are looked up one by one then.
         ImageReader::new(self.repo.clone(), disk).ok()
+    }
+
+    /// Makes what was stored so far durable, so that it can be read back before the commit. Nothing
+    /// may be stored meanwhile.
+    pub fn flush(&self) -> Result<()> {
+        self.packer.barrier().map(drop)
     }
 
     /// Makes everything durable, then writes the recovery point. When this returns `Ok` the point

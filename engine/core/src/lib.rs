@@ -12,6 +12,7 @@ mod error;
 pub mod monitor;
 pub mod name;
 mod private_dir;
+pub mod ranges;
 pub mod restore;
 pub mod source;
 mod tool;

@@ -6,6 +6,8 @@
 mod backup;
 #[path = "it/bench.rs"]
 mod bench;
+#[path = "it/changes.rs"]
+mod changes;
 #[path = "it/changing.rs"]
 mod changing;
 #[path = "it/compare.rs"]

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use backstay_format::node::chunks_below;
 use backstay_format::point::{DiskRecord, RecoveryPoint};
-use backstay_format::{ChunkId, ChunkIndex, PackId};
+use backstay_format::{ChunkId, ChunkIndex, ChunkSize, PackId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
@@ -20,6 +20,11 @@ impl WriteSession {
     /// The point this session builds upon: recognises unchanged chunks by, and keeps chunks of.
     pub fn base(&self) -> Option<&RecoveryPoint> {
         self.base.as_ref()
+    }
+
+    /// The size of the chunks it takes.
+    pub fn chunk_size(&self) -> ChunkSize {
+        self.repo.config().chunk_size
     }
 
     /// Builds upon `base`, which must be a point of this repository: disks started from now on can

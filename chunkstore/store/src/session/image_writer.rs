@@ -125,6 +125,11 @@ impl ImageWriter {
             .update(|builder, store| builder.set_holes(first.0, count, store), &self.packer)
     }
 
+    /// The size of its chunks.
+    pub fn chunk_size(&self) -> ChunkSize {
+        self.chunk_size
+    }
+
     /// How many chunks from the disk's start on [`ImageWriter::keep`] takes: all where the base has
     /// this disk in the same size; the whole chunks that both have where it was resized, because
     /// a chunk cut short by one end is another chunk; none without a base whose chunks are all

@@ -12,6 +12,8 @@ mod changes;
 mod changing;
 #[path = "it/compare.rs"]
 mod compare;
+#[path = "it/copy.rs"]
+mod copy;
 #[path = "it/formats.rs"]
 mod formats;
 #[path = "it/hostile.rs"]

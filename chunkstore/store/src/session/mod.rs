@@ -8,7 +8,9 @@ mod tree_builder;
 
 use std::sync::Arc;
 
-use backstay_format::point::{Consistency, DiskRecord, Origin, PointStats, RecoveryPoint};
+use backstay_format::point::{
+    Consistency, CopiedFrom, DiskRecord, Origin, PointStats, RecoveryPoint,
+};
 use backstay_format::{PointId, envelope::Envelope, magic};
 use jiff::Timestamp;
 
@@ -41,6 +43,8 @@ pub struct NewPoint {
     pub read_bytes: u64,
     /// Bytes that were holes.
     pub hole_bytes: u64,
+    /// What it is a copy of.
+    pub copied_from: Option<CopiedFrom>,
 }
 
 /// One backup being written. Shared by threads through `&self`; dropped without commit, it leaves
@@ -104,6 +108,7 @@ impl WriteSession {
                 stored_bytes,
             },
             note: new.note,
+            copied_from: new.copied_from,
         };
         let invalid = |e| Error::format("the recovery point cannot be written", e);
         point.check(self.repo.config().chunk_size).map_err(invalid)?;

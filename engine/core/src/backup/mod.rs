@@ -127,6 +127,7 @@ pub fn run(repo: &Repository, plan: &BackupPlan, monitor: &dyn Monitor) -> Resul
             parent: parent.map(|p: RecoveryPoint| -> PointId { p.id }),
             read_bytes: done.read_bytes,
             hole_bytes: done.hole_bytes,
+            copied_from: None,
         },
         disks,
     )?;
@@ -204,7 +205,7 @@ impl Job<'_> {
 }
 
 /// How many threads to use when `wanted` were asked for.
-fn worker_count(wanted: Option<NonZeroUsize>) -> usize {
+pub(crate) fn worker_count(wanted: Option<NonZeroUsize>) -> usize {
     let wanted = wanted.or_else(|| std::thread::available_parallelism().ok());
     wanted.map_or(1, NonZeroUsize::get).min(WORKERS_MAX)
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use backstay_store::testkit::SeededEntropy;
 use backstay_store::{
-    ChunkIndex, ErrorKind, FaultPlan, FaultStorage, Folder, ImageWriter, IndexChoice, Location,
-    MemoryStorage, NoProgress, ObjectKey, OpenOptions, Progress, RecoveryPoint, Repository,
-    Storage, WriteScratch,
+    CheckOptions, ChunkIndex, ErrorKind, FaultPlan, FaultStorage, Folder, ImageWriter, IndexChoice,
+    Location, MemoryStorage, NoProgress, ObjectKey, OpenOptions, Progress, RecoveryPoint,
+    Repository, Storage, WriteScratch,
 };
 
 use crate::support::{CHUNK, init, key, new_point, open, seed};
@@ -425,6 +425,61 @@ fn a_run_whose_nodes_cannot_be_read_is_told_by_writing() {
         disk.write(&writer, run, &mut scratch);
     }
     assert_eq!(writer.finish().unwrap().root, base.disks[0].root);
+}
+
+#[test]
+fn a_fault_at_any_call_of_a_keeping_backup_loses_nothing() {
+    let disk = a_disk();
+    let mut next = disk.clone();
+    next.chunks.extend([(3, 77), (2000, 78), (5050, 79)]);
+    let attempt = |counted: &Counted, base: &RecoveryPoint, entropy, plan: FaultPlan| {
+        let repo = counted.open("a", entropy);
+        counted.storage.set_plan(plan);
+        let mut session = repo.begin(Some(base))?;
+        session.trust_base(base, &NoProgress)?;
+        let writer = session.image("disk0", "x", next.size);
+        let mut scratch = WriteScratch::new()?;
+        let mut at = 0;
+        for chunk in [3, 2000, 5050] {
+            writer.keep(ChunkIndex(at), chunk - at)?;
+            writer.write_chunks(ChunkIndex(chunk), &next.bytes(chunk), &mut scratch)?;
+            session.flush()?;
+            at = chunk + 1;
+        }
+        writer.keep(ChunkIndex(at), writer.keepable() - at)?;
+        let record = writer.finish()?;
+        session.commit(new_point("m", None), vec![record])
+    };
+    let setup = || {
+        let counted = Counted::new();
+        let base = write_plainly(&counted.open("a", 2), &disk);
+        (counted, base)
+    };
+    let (counted, base) = setup();
+    let expected = attempt(&counted, &base, 3, FaultPlan::default()).unwrap().disks[0].root;
+    let calls = counted.storage.calls();
+    assert!(calls > 10, "it makes {calls} calls");
+    for at in 0..calls {
+        for sticky in [false, true] {
+            let (counted, base) = setup();
+            let kind = Some(ErrorKind::NoSpace);
+            let plan = FaultPlan { fail_at: Some(at), sticky, kind, ..FaultPlan::default() };
+            let outcome = attempt(&counted, &base, 3, plan);
+            let what = format!("fault at call {at}, sticky {sticky}");
+            match &outcome {
+                Ok(point) => assert_eq!(point.disks[0].root, expected, "{what}"),
+                Err(e) => assert_eq!(e.kind(), ErrorKind::NoSpace, "{what}: {e}"),
+            }
+            counted.storage.set_plan(FaultPlan::default());
+            let list = counted.open("b", 4).points().unwrap();
+            assert_eq!(list.points.len(), 1 + usize::from(outcome.is_ok()), "{what}");
+            let again = attempt(&counted, &base, 5, FaultPlan::default()).unwrap();
+            assert_eq!(again.disks[0].root, expected, "{what}");
+            let repo = counted.open("b", 6);
+            let checked = repo.check(&CheckOptions { read_data: true }, &NoProgress).unwrap();
+            assert!(checked.damage.is_empty(), "{what}: {checked:?}");
+        }
+    }
 }
 
 #[test]

@@ -71,7 +71,7 @@ impl Ranges {
     }
 
     /// The first range that ends after `offset`, as start and end.
-    pub(crate) fn from(&self, offset: u64) -> Option<(u64, u64)> {
+    pub(crate) fn ending_after(&self, offset: u64) -> Option<(u64, u64)> {
         let i = self.list.partition_point(|(_, end)| *end <= offset);
         self.list.get(i).copied()
     }
@@ -104,10 +104,10 @@ mod tests {
         assert_eq!(all.aligned(64, 1000).list, [(0, 128)]);
         assert_eq!(all.aligned(16, 120).list, [(0, 16), (96, 120)]);
         assert_eq!(all.aligned(16, 90).list, [(0, 16)]);
-        assert_eq!(all.from(0), Some((0, 5)));
-        assert_eq!(all.from(5), Some((100, 126)));
-        assert_eq!(all.from(125), Some((100, 126)));
-        assert_eq!(all.from(126), None);
+        assert_eq!(all.ending_after(0), Some((0, 5)));
+        assert_eq!(all.ending_after(5), Some((100, 126)));
+        assert_eq!(all.ending_after(125), Some((100, 126)));
+        assert_eq!(all.ending_after(126), None);
         assert!(Ranges::from_any([]).unwrap().is_empty());
         assert_eq!(Ranges::from_any([(u64::MAX, 2)]).unwrap_err().kind(), ErrorKind::Invalid);
         assert_eq!(Ranges::from_any([(u64::MAX - 1, 1)]).unwrap().len(), 1);
@@ -121,7 +121,8 @@ mod tests {
             all.push(start, start + 1000);
             assert!(all.len() <= RANGES_MAX);
         }
-        let held = |at: u64| all.from(at).is_some_and(|(start, end)| start <= at && at < end);
+        let held =
+            |at: u64| all.ending_after(at).is_some_and(|(start, end)| start <= at && at < end);
         assert!(places().all(|start| held(start) && held(start + 999)));
         // Coarse, but not everything.
         assert!(all.len() > RANGES_MAX / 8, "{}", all.len());

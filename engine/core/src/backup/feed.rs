@@ -89,7 +89,7 @@ impl Feed {
         let place = &mut *place;
         loop {
             if place.region.offset < place.region.end {
-                return self.from_region(&mut place.region).map(Some);
+                return self.segment_of(&mut place.region).map(Some);
             }
             if let Some(run) = place.again.pop() {
                 place.region = run;
@@ -103,7 +103,7 @@ impl Feed {
             }
             let (start, end) = match &disk.read {
                 None => (place.offset, size),
-                Some(ranges) => ranges.from(place.offset).unwrap_or((size, size)),
+                Some(ranges) => ranges.ending_after(place.offset).unwrap_or((size, size)),
             };
             let from = place.offset;
             if start > from {
@@ -125,7 +125,7 @@ impl Feed {
     }
 
     /// The next segment of a region that is not at its end.
-    fn from_region(&self, region: &mut Region) -> Result<Segment> {
+    fn segment_of(&self, region: &mut Region) -> Result<Segment> {
         let gone = || Error::new(ErrorKind::Invalid, "a region of a disk that is not there");
         let device = &self.disks.get(region.disk).ok_or_else(gone)?.device;
         loop {

@@ -6,6 +6,8 @@
 
 mod disk;
 mod point;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use std::collections::HashMap;

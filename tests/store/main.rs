@@ -13,6 +13,7 @@ mod damage;
 mod faults;
 mod gc;
 mod index;
+mod keep;
 mod model;
 mod power;
 mod processes;

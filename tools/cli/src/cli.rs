@@ -117,6 +117,7 @@ pub(crate) enum ProgressMode {
 pub(crate) enum Command {
     Repo(cmd::repo::Args),
     Backup(cmd::backup::Args),
+    Copy(cmd::copy::Args),
     List(cmd::list::Args),
     Show(cmd::show::Args),
     Restore(cmd::restore::Args),

@@ -2,6 +2,7 @@
 
 pub(crate) mod backup;
 pub(crate) mod completion;
+pub(crate) mod copy;
 pub(crate) mod diff;
 pub(crate) mod guard;
 pub(crate) mod list;
@@ -24,6 +25,7 @@ pub(crate) fn run(ctx: &Ctx, command: Command) -> Result<Exit, CliError> {
     match command {
         Command::Repo(args) => repo::run(ctx, args),
         Command::Backup(args) => backup::run(ctx, args),
+        Command::Copy(args) => copy::run(ctx, args),
         Command::List(args) => list::run(ctx, args),
         Command::Show(args) => show::run(ctx, args),
         Command::Restore(args) => restore::run(ctx, args),

@@ -1,6 +1,8 @@
 //! The real binary, run as users run it: arguments in, exit code, stdout and stderr out.
 
 mod it {
+    mod changes;
+    mod copy;
     mod errors;
     mod help;
     mod interrupt;

@@ -6,7 +6,7 @@ use crate::pack::{
     Encoding, PackEntry, PackHeader, PackKind, PackTrailer, decode_table, encode_table, entry,
     header, trailer,
 };
-use crate::{ChunkId, PackId, RepoId};
+use crate::{ChunkId, PackId, PointId, RepoId};
 
 /// The first byte is the level at which the rest must stand.
 pub(super) fn node(data: &[u8]) {
@@ -36,7 +36,9 @@ pub(super) fn header(data: &[u8]) {
 pub(super) fn header_seeds() -> Vec<(&'static str, Vec<u8>)> {
     let made = |kind, sealed| {
         let (repo_id, pack_id) = (RepoId::from_bytes([1; 16]), PackId::from_bytes([2; 16]));
-        PackHeader { repo_id, pack_id, kind, sealed }.encode().to_vec()
+        PackHeader { repo_id, pack_id, kind, sealed, session: PointId::from_bytes([9; 16]) }
+            .encode()
+            .to_vec()
     };
     vec![("data", made(PackKind::Data, true)), ("tree", made(PackKind::Tree, false))]
 }

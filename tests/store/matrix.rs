@@ -155,6 +155,8 @@ impl Rig {
             // that is removed is nobody's loss.
             let spared = match key {
                 ObjectKey::Slot(_) => true,
+                // With the plan and the end of a collection gone nobody may write.
+                ObjectKey::GcPlan(_) => true,
                 ObjectKey::Point(id) => !self.points.iter().any(|p| p.record.id == *id),
                 _ => false,
             };

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use backstay_store::testkit::SeededEntropy;
 use backstay_store::{
     Cause, CheckOptions, ChunkIndex, ChunkSource, CollectOptions, DamageKind, Encryption, Error,
-    ErrorKind, FaultPlan, FaultStorage, Folder, InitOptions, MemoryStorage, NewPoint, NoProgress,
-    ObjectKey, Progress, RecoveryPoint, RepairOptions, RepairReport, Repository, RepositorySource,
-    Storage, VerifyOptions, WantedChunk, WriteScratch,
+    ErrorKind, FaultPlan, FaultStorage, Folder, ImageBytes, ImageSource, InitOptions,
+    MemoryStorage, NewPoint, NoProgress, ObjectKey, Progress, RecoveryPoint, RepairOptions,
+    RepairReport, Repository, RepositorySource, Storage, VerifyOptions, WantedChunk, WriteScratch,
 };
 
 use crate::support::{CHUNK, back_up, image, init, init_options, key, new_point, open, read, seed};
@@ -482,4 +482,94 @@ fn parity_goes_with_its_pack() {
     rig.node().collect(&CollectOptions::default(), &NoProgress).unwrap();
     assert!(rig.packs().is_empty());
     assert!(rig.storage.list(Folder::Parity).unwrap().is_empty());
+}
+
+/// The disk of a running machine: shifted in places, changed in others, short, and with a bad
+/// sector.
+#[derive(Debug)]
+struct Bytes(Vec<u8>);
+
+impl ImageBytes for Bytes {
+    fn size_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        let bad = 7 * CHUNK as u64;
+        if offset <= bad && bad < offset + buf.len() as u64 {
+            return Err(std::io::Error::other("a bad sector"));
+        }
+        let start = offset as usize;
+        buf.copy_from_slice(&self.0[start..start + buf.len()]);
+        Ok(())
+    }
+}
+
+#[test]
+fn the_machines_disk_as_it_is_now_heals_what_it_still_has() {
+    let rig = rig();
+    for pack in rig.packs() {
+        rig.storage.delete(pack).unwrap();
+    }
+    let image = |n: usize| -> Box<dyn ChunkSource> {
+        let (point, disk) = &rig.points[n];
+        Box::new(ImageSource::new(&point.machine, "disk0", Box::new(Bytes(disk.clone()))))
+    };
+    // The second point of web01 and that of db01; their trees are built anew from the data, but
+    // for the leaf with the bad sector.
+    let report = repair(&rig.node(), vec![image(1), image(2)]);
+    let repo = rig.node();
+    let lost = |id| -> u64 {
+        let of = |d: &backstay_store::Damage| match &d.kind {
+            DamageKind::Disk { point, len_bytes, .. } if *point == id => Some(*len_bytes),
+            _ => None,
+        };
+        report.left.iter().filter_map(of).sum()
+    };
+    // No root can be built anew without every chunk below it.
+    for (point, disk) in &rig.points {
+        assert_eq!(lost(point.id), disk.len() as u64);
+    }
+    // With the trees of a copy the chunks are found, also where they have moved.
+    drop(repo);
+    let rig = self::rig();
+    let data: Vec<ObjectKey> = data_packs(&rig);
+    for pack in &data {
+        rig.storage.delete(*pack).unwrap();
+    }
+    let mut shifted = rig.points[2].1.clone();
+    shifted.rotate_right(CHUNK * 5);
+    let (name, disks) = ("db01", [rig.points[1].1.clone(), shifted]);
+    let sources: Vec<Box<dyn ChunkSource>> = vec![
+        Box::new(ImageSource::new("web01", "disk0", Box::new(Bytes(disks[0].clone())))),
+        Box::new(ImageSource::new(name, "disk0", Box::new(Bytes(disks[1].clone())))),
+    ];
+    let report = repair(&rig.node(), sources);
+    assert!(report.wanted > 0 && report.healed.len() == 2, "{report:?}");
+    let repo = rig.node();
+    let have = |chunk: &[u8]| {
+        disks.iter().any(|d| d.chunks(CHUNK).enumerate().any(|(i, c)| i != 7 && c == chunk))
+    };
+    let mut healed = 0;
+    for (point, disk) in &rig.points {
+        let reader = repo.image(&point.disks[0]).unwrap();
+        for (i, expected) in disk.chunks(CHUNK).enumerate() {
+            let mut buf = vec![0xee; expected.len()];
+            let read = reader.read_at((i * CHUNK) as u64, &mut buf);
+            if have(expected) || expected.iter().all(|b| *b == 0) {
+                read.unwrap();
+                assert!(buf == expected);
+                healed += 1;
+            } else {
+                assert_eq!(read.unwrap_err().kind(), ErrorKind::Damaged, "chunk {i}");
+            }
+        }
+    }
+    assert!(healed > 150, "{healed}");
+}
+
+/// The packs that no tree needs: the larger ones.
+fn data_packs(rig: &Rig) -> Vec<ObjectKey> {
+    let kind = |k: &ObjectKey| rig.storage.get(*k, u64::MAX).unwrap()[12];
+    rig.packs().into_iter().filter(|k| kind(k) == 0).collect()
 }

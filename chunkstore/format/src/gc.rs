@@ -94,8 +94,11 @@ pub struct End {
     pub generation: Generation,
     /// Packs that are gone, sorted.
     pub deleted: Vec<PackId>,
-    /// Condemned packs that stay: used again meanwhile, or kept by a retention lock. Sorted.
+    /// Condemned packs that stay, and may be used again. Sorted.
     pub kept: Vec<PackId>,
+    /// Doomed packs under a retention lock. They stay condemned: somebody may delete them at any
+    /// moment. The next plan has them again. Sorted.
+    pub locked: Vec<PackId>,
     /// When, by the collector's clock.
     pub time: Timestamp,
 }
@@ -107,7 +110,8 @@ impl Record for End {
 
     fn check(&self) -> Result<(), FormatError> {
         check_sorted("deleted", &self.deleted)?;
-        check_sorted("kept", &self.kept)
+        check_sorted("kept", &self.kept)?;
+        check_sorted("locked", &self.locked)
     }
 }
 

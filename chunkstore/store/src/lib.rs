@@ -31,7 +31,9 @@ mod verify;
 mod vfs;
 
 pub use backstay_format::config::{Encryption, RepoConfig};
-pub use backstay_format::point::{Consistency, DiskRecord, Origin, PointStats, RecoveryPoint};
+pub use backstay_format::point::{
+    Consistency, CopiedFrom, DiskRecord, Origin, PointStats, RecoveryPoint,
+};
 pub use backstay_format::{ChunkId, ChunkIndex, ChunkSize, PackId, PinId, PointId, RepoId, SlotId};
 
 pub use backstay_format::gc::Generation;
@@ -49,7 +51,8 @@ pub use parity::ParityReport;
 pub use progress::{NoProgress, Progress};
 pub use read::{ImageReader, ReadScratch};
 pub use repair::{
-    ChunkSource, DiskPlace, HealedBy, RepairOptions, RepairReport, RepositorySource, WantedChunk,
+    ChunkSource, DiskPlace, HealedBy, ImageBytes, ImageSource, RepairOptions, RepairReport,
+    RepositorySource, WantedChunk,
 };
 pub use repository::{
     Cause, Hold, InitOptions, Keeper, KeySlotInfo, OpenOptions, PinInfo, PointList, RemovalReport,

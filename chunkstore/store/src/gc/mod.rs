@@ -23,7 +23,7 @@ use crate::key::ObjectKey;
 use crate::progress::Progress;
 use crate::quarantine;
 use crate::record;
-use crate::repository::Inner;
+use crate::repository::{Inner, load_point_cached};
 use crate::session::{self, SessionInfo};
 
 use decide::Decision;
@@ -147,10 +147,10 @@ fn make_plan(
     progress: &dyn Progress,
 ) -> Result<Option<Generation>> {
     let newest = session::newest(repo)?;
-    // On a dry run over a collection that waits: what it condemned is spoken for already.
+    // Spoken for already: what the last collection could not delete yet, or on a dry run what one
+    // that waits has condemned.
     let condemned = session::condemned(repo, newest)?;
     repo.synchronise()?;
-    repo.quarantine().check_readable()?;
     // The packs first: whoever wrote one of these is either among the sessions that are listed
     // next, or over, and then its point is among the points listed after them.
     let mut candidates = quarantine::with_whole_packs(repo, repo.index()?.packs())?;
@@ -159,6 +159,9 @@ fn make_plan(
     if !options.dry_run {
         report.buried += bury(repo, &roots)?;
     }
+    // The packs of points that were committed since must be known, too.
+    repo.synchronise()?;
+    repo.quarantine().check_readable()?;
     let marks = mark(repo, &roots.points, &PackSet::new(), progress)?;
     report.points = roots.points.len() as u64;
     report.references += marks.references();
@@ -176,6 +179,7 @@ fn make_plan(
     }
     let Decision { mut dead, thin, .. } = decision;
     dead.extend(thin);
+    dead.extend(condemned.iter().copied());
     write_plan(repo, newest.generation.next(), dead, &roots, options).map(Some)
 }
 
@@ -196,15 +200,32 @@ fn write_plan(
         by: options.by.clone(),
         time: repo.entropy().now(),
     };
-    match record::put(repo, ObjectKey::GcPlan(generation), &plan) {
-        Ok(()) => Ok(generation),
-        Err(e) if e.kind() == ErrorKind::Exists => Err(Error::because(
-            ErrorKind::Busy,
-            "another collection began at the same time; this one leaves the work to it",
-            e,
-        )),
-        Err(e) => Err(e),
+    let key = ObjectKey::GcPlan(generation);
+    match record::put(repo, key, &plan) {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::Exists => return Err(overtaken()),
+        Err(e) => return Err(e),
     }
+    check_newest(repo, generation, key)?;
+    Ok(generation)
+}
+
+/// Whether collection `generation` is still the newest and goes on. A collector that slept may have
+/// created `key` in the place of one that was cleared away long ago: nobody heeds it, and it goes.
+fn check_newest(repo: &Inner, generation: Generation, key: ObjectKey) -> Result<()> {
+    let newest = session::newest(repo)?;
+    if newest.generation == generation && !newest.ended {
+        return Ok(());
+    }
+    match repo.storage().delete(key) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        _ => Err(overtaken()),
+    }
+}
+
+fn overtaken() -> Error {
+    let text = "another collection runs at the same time; this one leaves the work to it";
+    Error::new(ErrorKind::Busy, text)
 }
 
 /// Deletes the records of removed points that nothing holds: first the point, then its removal, so
@@ -212,6 +233,12 @@ fn write_plan(
 fn bury(repo: &Inner, roots: &Roots) -> Result<u64> {
     let mut buried = 0;
     for &id in &roots.removed {
+        // What cannot be read may be a fence, which must stay; it stays hidden.
+        match load_point_cached(repo, id) {
+            Ok(Some(_)) => {}
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            _ => continue,
+        }
         for key in [ObjectKey::Point(id), ObjectKey::Removal(id)] {
             match repo.storage().delete(key) {
                 Ok(()) => {}

@@ -15,7 +15,7 @@ use crate::repository::Inner;
 use crate::session::{self, SessionInfo};
 
 use super::mark::{Marks, mark};
-use super::{Amount, CollectOptions, CollectReport, roots};
+use super::{Amount, CollectOptions, CollectReport, check_newest, roots};
 
 /// Ends of past collections that are kept: a node that comes back learns from them that packs were
 /// collected and not lost.
@@ -46,13 +46,12 @@ pub(super) fn sweep(
         Err(e) => return Err(e),
     };
     report.later = Amount::default();
-    let deleted = delete(repo, &verdict, &packs, report)?;
-    let gone: HashSet<&PackId> = deleted.iter().collect();
-    let kept: Vec<PackId> = plan.condemned.iter().filter(|p| !gone.contains(p)).copied().collect();
+    let (deleted, locked) = delete(repo, &verdict, &packs, report)?;
+    let doomed: HashSet<&PackId> = verdict.doomed.iter().collect();
+    let kept: Vec<PackId> =
+        plan.condemned.iter().filter(|p| !doomed.contains(p)).copied().collect();
     report.kept = amount(&kept, &packs);
-    report.kept.packs -= report.locked.packs.min(report.kept.packs);
-    report.kept.bytes -= report.locked.bytes.min(report.kept.bytes);
-    let end = End { generation, deleted, kept, time: repo.entropy().now() };
+    let end = End { generation, deleted, kept, locked, time: repo.entropy().now() };
     // The packs are gone: only now may writers stop to avoid those that stay.
     put_first(repo, ObjectKey::GcEnd(generation), &end)?;
     repo.index()?.collected(&end.deleted)?;
@@ -94,7 +93,7 @@ fn older_writers(
     Ok(waiting)
 }
 
-/// Marks once more and writes the verdict. From here on nothing can refer to a doomed pack: who
+/// Marks once more and writes the verdict (FORMAT.md, rule O11). From here on nothing can refer to a doomed pack: who
 /// could have is over, and who registered since the plan takes it for absent.
 fn judge(
     repo: &Inner,
@@ -102,10 +101,11 @@ fn judge(
     report: &mut CollectReport,
     progress: &dyn Progress,
 ) -> Result<Verdict> {
-    repo.synchronise()?;
-    repo.quarantine().check_readable()?;
     let condemned: PackSet = plan.condemned.iter().copied().collect();
     let roots = roots::gather(repo)?;
+    // After the points: the packs they need are listed now.
+    repo.synchronise()?;
+    repo.quarantine().check_readable()?;
     let marks = mark(repo, &roots.points, &condemned, progress)?;
     report.references += marks.references();
     let mut doomed = Vec::new();
@@ -119,7 +119,10 @@ fn judge(
         }
     }
     let verdict = Verdict { generation: plan.generation, doomed, time: repo.entropy().now() };
-    put_first(repo, ObjectKey::GcVerdict(plan.generation), &verdict)
+    let key = ObjectKey::GcVerdict(plan.generation);
+    let verdict = put_first(repo, key, &verdict)?;
+    check_newest(repo, plan.generation, key)?;
+    Ok(verdict)
 }
 
 /// Whether a pack may go by what it says itself: every entry stands in the index where the pack has
@@ -175,21 +178,23 @@ fn put_first<R: backstay_format::record::Record + Clone>(
     }
 }
 
+/// Deletes the doomed packs; tells which are gone, and which a retention lock keeps.
 fn delete(
     repo: &Inner,
     verdict: &Verdict,
     packs: &BTreeMap<PackId, PackInfo>,
     report: &mut CollectReport,
-) -> Result<Vec<PackId>> {
-    let mut deleted = Vec::new();
+) -> Result<(Vec<PackId>, Vec<PackId>)> {
+    let (mut deleted, mut locked) = (Vec::new(), Vec::new());
     for &pack in &verdict.doomed {
         let len = packs.get(&pack).map_or(0, |i| i.len);
         match repo.storage().delete(ObjectKey::Pack(pack)) {
             Ok(()) => report.freed.add(len),
             Err(e) if e.kind() == ErrorKind::NotFound => {}
-            // A retention lock: the pack is of no use any more, and goes when the lock ends.
+            // A retention lock: a later collection tries again.
             Err(e) if e.kind() == ErrorKind::Denied => {
                 report.locked.add(len);
+                locked.push(pack);
                 continue;
             }
             Err(e) => return Err(e),
@@ -202,7 +207,7 @@ fn delete(
             _ => {}
         }
     }
-    Ok(deleted)
+    Ok((deleted, locked))
 }
 
 /// Deletes what past collections left, but the last ends.

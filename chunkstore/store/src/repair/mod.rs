@@ -5,6 +5,7 @@
 
 mod derive;
 mod heal;
+mod image;
 mod rebuilt;
 mod source;
 mod wanted;
@@ -28,6 +29,7 @@ use crate::verify::{
     check_objects, check_pack, walk_all,
 };
 
+pub use image::{ImageBytes, ImageSource};
 pub use source::{ChunkSource, DiskPlace, RepositorySource, WantedChunk};
 
 use heal::Healer;

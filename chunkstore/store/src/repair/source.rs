@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::fmt::Debug;
 
-use backstay_format::point::RecoveryPoint;
+use backstay_format::point::{CopiedFrom, RecoveryPoint};
 use backstay_format::{ChunkId, PointId, RepoId};
 use jiff::Timestamp;
 
@@ -20,6 +20,8 @@ pub struct DiskPlace {
     pub machine: String,
     /// The recovery point.
     pub point: PointId,
+    /// Where the point was first made, if it is a copy.
+    pub copied_from: Option<CopiedFrom>,
     /// When it was made.
     pub time: Timestamp,
     /// The disk.
@@ -30,6 +32,13 @@ pub struct DiskPlace {
     pub offset_bytes: u64,
     /// Its length.
     pub len_bytes: u64,
+}
+
+impl DiskPlace {
+    /// The repository in which the point was first made, and its id there: equal for all copies.
+    pub fn first_made(&self) -> CopiedFrom {
+        self.copied_from.unwrap_or(CopiedFrom { repository: self.repository, point: self.point })
+    }
 }
 
 /// A chunk that no whole copy is left of.
@@ -80,7 +89,7 @@ pub trait ChunkSource: Send + Debug {
 
 /// Another repository: a copy of the one that is repaired, which has the same chunks under the same
 /// ids; or one with other keys, which is asked for the same disk of the same machine at the same
-/// time.
+/// time, or for the point that one of them was copied from.
 #[derive(Debug)]
 pub struct RepositorySource {
     repo: Repository,
@@ -106,8 +115,9 @@ impl RepositorySource {
             self.points = Some(self.repo.points()?.points);
         }
         let points = self.points.iter().flatten();
+        let repository = self.repo.config().id;
         let disk = points
-            .filter(|p| same_point(p, place))
+            .filter(|p| same_point(p, repository, place))
             .filter_map(|p| p.disk(&place.disk))
             .find(|d| d.size_bytes == place.size_bytes);
         let reader = disk.and_then(|d| self.repo.image(d).ok());
@@ -120,8 +130,9 @@ impl RepositorySource {
 
 /// Whether a point of another repository was made of the same backup, as far as the records tell.
 /// If they do not, the ids will.
-fn same_point(theirs: &RecoveryPoint, place: &DiskPlace) -> bool {
-    theirs.id == place.point || (theirs.machine == place.machine && theirs.time == place.time)
+fn same_point(theirs: &RecoveryPoint, repository: RepoId, place: &DiskPlace) -> bool {
+    let first = theirs.copied_from.unwrap_or(CopiedFrom { repository, point: theirs.id });
+    first == place.first_made() || (theirs.machine == place.machine && theirs.time == place.time)
 }
 
 impl ChunkSource for RepositorySource {

@@ -64,6 +64,7 @@ impl WantedChunk {
                 repository: inner.config().id,
                 machine: lost.point.machine.clone(),
                 point: lost.point.id,
+                copied_from: lost.point.copied_from,
                 time: lost.point.time,
                 disk: lost.disk.name.clone(),
                 size_bytes: lost.disk.size_bytes,

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 
 use backstay_format::config::RepoConfig;
@@ -20,7 +20,7 @@ use crate::quarantine::Quarantine;
 use crate::read::{ChunkCache, ImageReader, NodeCache};
 use crate::storage::Storage;
 
-use super::OpenOptions;
+use super::{Hold, OpenOptions};
 
 /// Ranges waiting to be fetched ahead; beyond it readers fetch for themselves.
 const PREFETCH_QUEUE: usize = 64;
@@ -50,6 +50,8 @@ pub(crate) struct Inner {
     fetch_threads: usize,
     background: bool,
     owner: Owner,
+    /// What this process's readers hold.
+    holds: Mutex<HashMap<PointId, Weak<Hold>>>,
 }
 
 #[derive(Debug)]
@@ -84,6 +86,7 @@ impl Inner {
             prefetch: Mutex::new(None),
             fetch_threads: if options.background { options.fetch_threads } else { 0 },
             background: options.background,
+            holds: Mutex::default(),
             owner: options.owner.clone().unwrap_or_else(owner::this_process),
         })
     }
@@ -112,6 +115,10 @@ impl Inner {
     /// Whether threads may work beside the caller's.
     pub(crate) fn background(&self) -> bool {
         self.background
+    }
+
+    pub(crate) fn holds(&self) -> &Mutex<HashMap<PointId, Weak<Hold>>> {
+        &self.holds
     }
 
     /// Who stands behind this process's sessions.

@@ -1,7 +1,7 @@
 //! Removing points, and keeping them: removals, pins, and readers that hold what they read.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use backstay_format::removal::{Pin, Removal};
 use backstay_format::session::SessionKind;
@@ -97,6 +97,19 @@ impl Repository {
         Ok(Hold { lease })
     }
 
+    /// Holds one point, sharing the hold with all others of this process that read it now.
+    pub fn hold_shared(&self, point: PointId, purpose: &str) -> Result<Arc<Hold>> {
+        // Held while a new one is made, so that of two readers one registers.
+        let mut holds = self.inner.holds().lock();
+        if let Some(hold) = holds.get(&point).and_then(Weak::upgrade) {
+            return Ok(hold);
+        }
+        holds.retain(|_, hold| hold.strong_count() > 0);
+        let hold = Arc::new(self.hold(&[point], purpose)?);
+        holds.insert(point, Arc::downgrade(&hold));
+        Ok(hold)
+    }
+
     /// Removes recovery points. They are not listed any more when this returns, and the next
     /// collection takes what only they need. Points that are pinned or in use stay.
     ///
@@ -127,7 +140,11 @@ impl Repository {
     fn remove_one(&self, id: PointId, cause: &Cause) -> Result<()> {
         check_present(&self.inner, id)?;
         // A record that cannot be read can be removed all the same.
-        let machine = self.point(id).map(|p| p.machine).unwrap_or_default();
+        let machine = match self.point(id) {
+            Ok(point) => point.machine,
+            Err(e) if e.kind() == ErrorKind::Damaged => String::new(),
+            Err(e) => return Err(e),
+        };
         let removal = Removal {
             point: id,
             machine,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use backstay_format::gc::{Generation, Plan};
+use backstay_format::gc::{End, Generation, Plan};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::PackSet;
@@ -31,15 +31,31 @@ pub(crate) fn newest(repo: &Inner) -> Result<Newest> {
     Ok(Newest { generation, ended })
 }
 
-/// The packs that whoever registers now must take for absent.
+/// The packs that whoever registers now must take for absent: what the newest plan condemned, or,
+/// when that collection is over, what it could not delete yet.
 pub(crate) fn condemned(repo: &Inner, newest: Newest) -> Result<Arc<PackSet>> {
-    if newest.ended {
+    let generation = newest.generation;
+    let (packs, named) = if generation == Generation::default() {
         return Ok(Arc::default());
-    }
-    let plan: Plan = record::get(repo, ObjectKey::GcPlan(newest.generation))?;
-    if plan.generation != newest.generation {
-        let text = format!("plan {} says it is plan {}", newest.generation, plan.generation);
+    } else if newest.ended {
+        match record::get::<End>(repo, ObjectKey::GcEnd(generation)) {
+            Ok(end) => (end.locked, end.generation),
+            // What is locked was condemned by the plan, which stays until the next collection's
+            // end: to avoid all of that is safe, and nobody has to wait for a repair.
+            Err(e) if e.kind() == ErrorKind::Damaged => {
+                tracing::warn!(%generation, error = %e, "the end of a collection cannot be read");
+                let plan: Plan = record::get(repo, ObjectKey::GcPlan(generation)).map_err(|_| e)?;
+                (plan.condemned, plan.generation)
+            }
+            Err(e) => return Err(e),
+        }
+    } else {
+        let plan: Plan = record::get(repo, ObjectKey::GcPlan(generation))?;
+        (plan.condemned, plan.generation)
+    };
+    if named != generation {
+        let text = format!("collection {generation} says it is collection {named}");
         return Err(Error::new(ErrorKind::Damaged, text));
     }
-    Ok(Arc::new(plan.condemned.into_iter().collect()))
+    Ok(Arc::new(packs.into_iter().collect()))
 }

@@ -304,9 +304,9 @@ fn with_remedy(error: CliError) -> CliError {
                 "check --key-file, --passphrase-file, --passphrase-command or BACKSTAY_PASSPHRASE",
             )
         }
-        Exit::Damaged => {
-            error.hint("backstay repo check --read-data      lists everything that is damaged")
-        }
+        Exit::Damaged => error
+            .hint("backstay repo verify      names everything that is damaged")
+            .hint("backstay repo repair      stores again what any source still has"),
         Exit::Refused => error,
         Exit::Denied => error.hint("run as a user who may read and write there"),
         Exit::Done

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use jiff::{Span, Timestamp, Unit, Zoned};
+use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp, Unit, Zoned};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -45,6 +45,11 @@ impl Length {
             .ok()?;
         }
         Some(span)
+    }
+
+    /// The same as an exact time, days as 24 hours; nothing if it holds months or years.
+    pub fn exact(&self) -> Option<SignedDuration> {
+        self.span()?.to_duration(SpanRelativeTo::days_are_24_hours()).ok()
     }
 
     /// The moment that lies this long before `then`, by the calendar of its zone. `None` when that

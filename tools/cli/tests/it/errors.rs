@@ -114,7 +114,7 @@ fn damage_is_found_named_and_never_restored() {
     std::fs::write(&pack, &bytes).expect("written");
 
     let ran = place.run(&["restore", "disk", "web01", "--to", "out.raw"]).code(13);
-    assert!(ran.stderr.contains("repo check"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("repo verify"), "{}", ran.stderr);
     assert!(!place.path("out.raw").exists(), "no half file");
     let left: Vec<_> = std::fs::read_dir(place.path(""))
         .expect("the place")

@@ -1,14 +1,13 @@
 //! `backstay repo check`.
 
-use backstay_store::{CheckOptions, Damage, DamageKind, ErrorKind, Repository};
+use backstay_store::{CheckOptions, ErrorKind, Repository};
 use serde::Serialize;
 
+use super::finding::{self, Finding};
 use crate::context::Ctx;
 use crate::exit::{CliError, Exit, help_tail};
-use crate::output::clean;
 use crate::progress::{Counted, Reporter};
 use crate::signals::Signals;
-use crate::units;
 
 /// Check that everything in a repository is there and whole
 ///
@@ -42,18 +41,6 @@ struct Document {
     read_bytes: u64,
     damage: Vec<Finding>,
     damage_left_out: u64,
-}
-
-#[derive(Serialize)]
-struct Finding {
-    kind: &'static str,
-    pack: Option<String>,
-    machine: Option<String>,
-    point: Option<String>,
-    disk: Option<String>,
-    offset_bytes: Option<u64>,
-    len_bytes: Option<u64>,
-    reason: String,
 }
 
 pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
@@ -99,64 +86,8 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
     Ok(if fails { Exit::Damaged } else { Exit::Done })
 }
 
-impl From<Damage> for Finding {
-    fn from(damage: Damage) -> Self {
-        let mut finding = Self {
-            kind: "pack",
-            pack: None,
-            machine: None,
-            point: None,
-            disk: None,
-            offset_bytes: None,
-            len_bytes: None,
-            reason: damage.reason,
-        };
-        match damage.kind {
-            DamageKind::Pack(pack) => finding.pack = Some(pack.to_string()),
-            DamageKind::Point(point) => {
-                finding.kind = "point";
-                finding.point = Some(point.to_string());
-            }
-            DamageKind::Disk { machine, point, disk, offset_bytes, len_bytes } => {
-                finding.kind = "disk";
-                finding.machine = Some(machine);
-                finding.point = Some(point.to_string());
-                finding.disk = Some(disk);
-                finding.offset_bytes = Some(offset_bytes);
-                finding.len_bytes = Some(len_bytes);
-            }
-        }
-        finding
-    }
-}
-
-impl Finding {
-    /// The damaged object as a user would name it.
-    fn object(&self) -> String {
-        let short = |id: &Option<String>| {
-            id.as_deref().unwrap_or_default().chars().take(6).collect::<String>()
-        };
-        match (&self.machine, &self.disk, &self.pack) {
-            (Some(machine), Some(disk), _) => {
-                format!("{}@{}:{}", clean(machine), short(&self.point), clean(disk))
-            }
-            (_, _, Some(pack)) => format!("pack {pack}"),
-            _ => format!("@{}", self.point.as_deref().unwrap_or_default()),
-        }
-    }
-}
-
 fn show(to: &mut String, document: &Document, quiet: bool) {
-    for finding in &document.damage {
-        let range = match (finding.offset_bytes, finding.len_bytes) {
-            (Some(offset), Some(len)) => format!("  {} at {offset}", units::size(len)),
-            _ => String::new(),
-        };
-        to.push_str(&format!("damaged  {}{range}  {}\n", finding.object(), clean(&finding.reason)));
-    }
-    if document.damage_left_out > 0 {
-        to.push_str(&format!("and {} more\n", document.damage_left_out));
-    }
+    finding::show(to, "damaged", &document.damage, document.damage_left_out);
     if quiet {
         return;
     }

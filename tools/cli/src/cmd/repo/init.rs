@@ -35,6 +35,10 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["key", "new_key_file"])]
     unencrypted: bool,
 
+    /// Give every pack parity: 3.5 % more space, from which damaged packs are repaired
+    #[arg(long)]
+    parity: bool,
+
     /// The size of the blocks disks are cut into: a power of two from 4K to 4M
     #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = chunk_size)]
     chunk_size: ChunkSize,
@@ -46,6 +50,7 @@ struct Document {
     location: String,
     encryption: &'static str,
     chunk_size_bytes: u32,
+    parity: bool,
     created: String,
     key_file: Option<String>,
 }
@@ -66,6 +71,7 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         chunk_size: args.chunk_size,
         encryption: if args.unencrypted { Encryption::None } else { Encryption::Aes256Gcm },
         time: Timestamp::now(),
+        parity: args.parity,
     };
     let config = Repository::init(&location, &options, &key).map_err(|error| {
         if let Some(path) = &args.new_key_file {
@@ -81,6 +87,7 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         location: location.to_string(),
         encryption: super::show::encryption(config.encryption),
         chunk_size_bytes: config.chunk_size.bytes(),
+        parity: config.has_parity(),
         created: units::utc_time(config.created),
         key_file: args.new_key_file.as_ref().map(|path| {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());

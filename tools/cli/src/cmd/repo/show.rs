@@ -29,6 +29,7 @@ struct Document {
     location: String,
     encryption: &'static str,
     chunk_size_bytes: u32,
+    parity: bool,
     created: String,
     keys: Vec<SlotView>,
     contents: Option<Contents>,
@@ -71,6 +72,7 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         location: location.to_string(),
         encryption: encryption(config.encryption),
         chunk_size_bytes: config.chunk_size.bytes(),
+        parity: config.has_parity(),
         created: units::utc_time(config.created),
         keys: keys.iter().map(SlotView::from).collect(),
         contents,
@@ -82,6 +84,7 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         field(to, "encryption", document.encryption);
         field(to, "keys", &document.keys.len().to_string());
         field(to, "chunk size", &config.chunk_size.to_string());
+        field(to, "parity", if document.parity { "every pack" } else { "none" });
         if let Some(contents) = &document.contents {
             field(to, "points", &contents.points.to_string());
             field(to, "packs", &contents.packs.to_string());

@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 
 use backstay_format::pack::{Encoding, PackEntry, PackHeader, PackKind};
-use backstay_format::{ChunkId, PackId, PointId};
+use backstay_format::{ChunkId, IndexId, PackId, PointId};
 
 use crate::error::Result;
 
@@ -80,6 +80,9 @@ impl PackInfo {
 /// Packs that a lookup must not answer with: those condemned by a collection.
 pub(crate) type PackSet = HashSet<PackId>;
 
+/// Copies of one chunk that are told of: trying more would not end a read any better.
+pub(crate) const COPIES_MAX: usize = 8;
+
 /// The index as the rest of the store uses it. All methods may be called from many threads.
 pub(crate) trait ChunkIndex: Send + Sync + Debug {
     /// Where each chunk is, in the order asked; nothing for chunks in no present pack. Of several
@@ -91,7 +94,8 @@ pub(crate) trait ChunkIndex: Send + Sync + Debug {
         out: &mut Vec<Option<ChunkLocation>>,
     ) -> Result<()>;
 
-    /// Every known copy of one chunk in present packs.
+    /// The known copies of one chunk in present packs, newest first: all, or [`COPIES_MAX`] of
+    /// them. (None is forgotten for being one of many: when those told of go, others are told of.)
     fn copies(&self, id: ChunkId) -> Result<Vec<ChunkLocation>>;
 
     /// Adds a durable pack (FORMAT.md, rule O5); `entries` in the order of its table. This process
@@ -109,7 +113,8 @@ pub(crate) trait ChunkIndex: Send + Sync + Debug {
     fn packs(&self) -> Vec<(PackId, PackInfo)>;
 
     /// Forgets packs that are gone: their chunks count as absent from now on, unless another
-    /// present pack holds a copy. No point counts as complete any more.
+    /// present pack holds a copy. No point counts as complete any more, and no index object as
+    /// taken in.
     fn drop_packs(&self, packs: &[PackId]) -> Result<()>;
 
     /// Forgets packs that a collection deleted: as [`ChunkIndex::drop_packs`], but points stay
@@ -124,4 +129,10 @@ pub(crate) trait ChunkIndex: Send + Sync + Debug {
 
     /// Whether every chunk of the point is known to be in a present pack.
     fn is_complete(&self, point: PointId) -> bool;
+
+    /// The index objects whose tables were taken in.
+    fn objects(&self) -> Result<HashSet<IndexId>>;
+
+    /// Notes index objects that were taken in, and forgets those that are gone.
+    fn set_objects(&self, taken_in: &[IndexId], gone: &[IndexId]) -> Result<()>;
 }

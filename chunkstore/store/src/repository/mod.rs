@@ -333,7 +333,7 @@ fn index_name(location: &Location) -> String {
     let path = std::fs::canonicalize(location.path());
     let path = path.unwrap_or_else(|_| location.path().to_path_buf());
     let hash = blake3::hash(path.as_os_str().as_bytes()).to_hex();
-    format!("index-2-{}", &hash[..16])
+    format!("index-3-{}", &hash[..16])
 }
 
 fn load_config(storage: &dyn Storage) -> Result<RepoConfig> {

@@ -8,6 +8,7 @@
 )]
 
 mod conformance;
+mod copies;
 mod damage;
 mod faults;
 mod index;

@@ -13,7 +13,7 @@ use crate::index::PackSet;
 use crate::key::{Folder, ObjectKey};
 use crate::pack::{read_footer, verify_pack_bytes};
 use crate::progress::Progress;
-use crate::read::node;
+use crate::read::{ReadScratch, Wanted, fetch, node, node_afresh};
 use crate::repository::{Inner, Repository};
 use crate::seal::Decoder;
 use crate::storage::Storage;
@@ -148,8 +148,14 @@ pub(crate) fn check_packs(
     Ok(report)
 }
 
-/// Chunks known to be bad, with the reason.
-type Bad = HashMap<ChunkId, String>;
+/// What the packs' own bytes say.
+#[derive(Default)]
+struct Bad {
+    /// Chunks of which a copy is bad, with the reason.
+    chunks: HashMap<ChunkId, String>,
+    /// Packs whose footers cannot be read.
+    packs: HashSet<PackId>,
+}
 
 pub(crate) fn check(
     repo: &Repository,
@@ -191,7 +197,7 @@ fn check_all_packs(
     report: &mut CheckReport,
     progress: &dyn Progress,
 ) -> Result<Bad> {
-    let mut bad = Bad::new();
+    let mut bad = Bad::default();
     let packs = inner.storage().list(Folder::Packs)?;
     progress.total("packs", packs.len() as u64);
     let mut decoder = Decoder::new()?;
@@ -205,6 +211,7 @@ fn check_all_packs(
             Ok(footer) => footer,
             Err(e) => {
                 report.add(DamageKind::Pack(id), &e);
+                bad.packs.insert(id);
                 continue;
             }
         };
@@ -215,7 +222,7 @@ fn check_all_packs(
             Ok(bytes) => bytes,
             Err(e) => {
                 let reason = e.whole_story();
-                bad.extend(footer.entries.iter().map(|c| (c.id, reason.clone())));
+                bad.chunks.extend(footer.entries.iter().map(|c| (c.id, reason.clone())));
                 report.add(DamageKind::Pack(id), &e);
                 continue;
             }
@@ -226,7 +233,7 @@ fn check_all_packs(
         }
         let found =
             bad_chunks(inner, id, footer.header.kind, &footer.entries, &bytes, &mut decoder);
-        bad.extend(found);
+        bad.chunks.extend(found);
     }
     Ok(bad)
 }
@@ -276,8 +283,11 @@ impl DiskWalk<'_> {
         if self.seen.contains(&id) {
             return Ok(true);
         }
-        let here = match self.bad.get(&id) {
-            Some(reason) => Err(Error::new(ErrorKind::Damaged, reason.clone())),
+        let here = match self.bad.chunks.get(&id) {
+            // One copy is bad; what is in the cache may be from before it was.
+            Some(reason) => node_afresh(self.inner, id, levels - 1).map_err(|e| {
+                if e.kind() == ErrorKind::Damaged { e.context(reason.as_str()) } else { e }
+            }),
             None => node(self.inner, id, levels - 1),
         };
         let here = match here {
@@ -315,16 +325,30 @@ impl DiskWalk<'_> {
         for ((index, id), location) in present.into_iter().zip(found) {
             let len =
                 self.inner.config().chunk_size.chunk_len(self.disk.size_bytes, ChunkIndex(index));
-            let reason = match (self.bad.get(&id), location) {
-                (Some(reason), _) => reason.clone(),
-                (None, None) => "its chunk is in no pack of this repository".to_owned(),
-                (None, Some(l)) if l.raw_len != len => "its chunk has another length".to_owned(),
-                (None, Some(_)) => continue,
+            let reason = match location {
+                None => "its chunk is in no pack of this repository".to_owned(),
+                Some(l) if l.raw_len == len && !self.is_doubtful(id, l.pack) => continue,
+                Some(_) => match self.read(id, len) {
+                    Ok(()) => continue,
+                    Err(e) if e.kind() == ErrorKind::Damaged => e.whole_story(),
+                    Err(e) => return Err(e),
+                },
             };
             whole = false;
             self.lost(index, 1, &reason);
         }
         Ok(whole)
+    }
+
+    /// Whether only reading a chunk tells if it can be restored: of several copies one may serve.
+    fn is_doubtful(&self, id: ChunkId, pack: PackId) -> bool {
+        self.bad.chunks.contains_key(&id) || self.bad.packs.contains(&pack)
+    }
+
+    fn read(&self, id: ChunkId, len: u32) -> Result<()> {
+        let mut bytes = vec![0u8; len as usize];
+        let mut wanted = [Wanted { id, out: &mut bytes }];
+        fetch(self.inner, PackKind::Data, &mut wanted, &mut ReadScratch::new()?)
     }
 
     fn lost(&mut self, first: u64, chunks: u64, reason: &str) {

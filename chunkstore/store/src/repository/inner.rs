@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use backstay_format::config::RepoConfig;
 use backstay_format::point::RecoveryPoint;
-use backstay_format::{PackId, PointId};
+use backstay_format::{ChunkId, PackId, PointId};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
@@ -18,6 +18,7 @@ use crate::read::{ChunkCache, ImageReader, NodeCache};
 use crate::storage::Storage;
 
 use super::OpenOptions;
+use super::damage::NotedDamage;
 
 /// Ranges waiting to be fetched ahead; beyond it readers fetch for themselves.
 const PREFETCH_QUEUE: usize = 64;
@@ -41,6 +42,7 @@ pub(crate) struct Inner {
     nodes: NodeCache,
     chunks: ChunkCache,
     points: Cache<PointId, Arc<RecoveryPoint>>,
+    damage: NotedDamage,
     prefetch: Mutex<Option<Sender<PrefetchJob>>>,
     fetch_threads: usize,
 }
@@ -72,6 +74,7 @@ impl Inner {
             synchronising: Mutex::new(()),
             nodes: NodeCache::new(),
             points: Cache::new(POINTS_MAX),
+            damage: NotedDamage::default(),
             prefetch: Mutex::new(None),
             fetch_threads: options.fetch_threads,
         }
@@ -103,6 +106,16 @@ impl Inner {
 
     pub(crate) fn points(&self) -> &Cache<PointId, Arc<RecoveryPoint>> {
         &self.points
+    }
+
+    /// Remembers a copy of a chunk that a read found damaged.
+    pub(crate) fn note_damage(&self, pack: PackId, id: ChunkId, reason: String) {
+        self.damage.note(pack, id, reason);
+    }
+
+    /// The copies that reads found damaged: pack, chunk and reason, by pack, at most 10,000.
+    pub(crate) fn noted_damage(&self) -> Vec<(PackId, ChunkId, String)> {
+        self.damage.list()
     }
 
     /// The index, opened and brought up to date when it is first needed: listing points and

@@ -1,5 +1,6 @@
 //! The repository as a whole: making, opening, listing.
 
+mod damage;
 mod inner;
 mod slots;
 
@@ -10,7 +11,7 @@ use backstay_format::config::{Encryption, RepoConfig};
 use backstay_format::limits::POINT_PAYLOAD_MAX;
 use backstay_format::limits::SMALL_PAYLOAD_MAX;
 use backstay_format::point::{DiskRecord, RecoveryPoint};
-use backstay_format::{ChunkSize, PointId, RepoId, magic};
+use backstay_format::{ChunkId, ChunkSize, PackId, PointId, RepoId, magic};
 use jiff::Timestamp;
 
 use crate::check::{self, CheckOptions, CheckReport, PackCheckReport};
@@ -269,6 +270,12 @@ impl Repository {
         let storage = LocalStorage::open_real(location.path())?;
         let config = load_config(&storage)?;
         check::check_packs(&storage, config.id, progress)
+    }
+
+    /// The copies of chunks that reads through this repository found damaged: pack, chunk and
+    /// reason, by pack, at most 10,000. Where another copy served, the read went well all the same.
+    pub fn noted_damage(&self) -> Vec<(PackId, ChunkId, String)> {
+        self.inner.noted_damage()
     }
 
     /// Learns of packs that others wrote.

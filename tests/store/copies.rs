@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use backstay_store::testkit::SeededEntropy;
 use backstay_store::{
-    CheckOptions, ChunkIndex, ErrorKind, Folder, MemoryStorage, NoProgress, ObjectKey,
-    RecoveryPoint, Repository, Storage, WriteScratch,
+    CheckOptions, ChunkIndex, ErrorKind, Folder, IndexChoice, Location, MemoryStorage, NoProgress,
+    ObjectKey, OpenOptions, RecoveryPoint, Repository, Storage, WriteScratch,
 };
 
-use crate::support::{CHUNK, image, init, new_point, open, read, seed};
+use crate::support::{CHUNK, image, init, key, new_point, open, read, seed};
 
 struct Rig {
     storage: Arc<MemoryStorage>,
@@ -97,7 +97,17 @@ fn damage_is_noted_when_the_bad_copy_is_asked_first() {
     let noted = [0, 1].map(|side| {
         let rig = rig();
         rig.packs[side].iter().for_each(|pack| rig.flip_body(*pack, &chance));
-        let repo = rig.open();
+        // Without threads both rounds learn of the packs in the same order.
+        let repo = Repository::open_on(
+            rig.storage.clone(),
+            Location::parse("/test").unwrap(),
+            &key(),
+            &OpenOptions { background: false, ..OpenOptions::new("/nonexistent") },
+            IndexChoice::Memory,
+            rig.entropy.clone(),
+        )
+        .unwrap();
+        repo.refresh().unwrap();
         rig.assert_whole(&repo, "one side is bad");
         repo.noted_damage().len()
     });

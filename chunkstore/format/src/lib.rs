@@ -11,6 +11,7 @@ mod error;
 mod field;
 pub mod gc;
 mod id;
+pub mod index_object;
 pub mod keyslot;
 pub mod limits;
 pub mod magic;

@@ -6,8 +6,9 @@ use backstay_format::limits::{NODE_FANOUT, PACK_MAX};
 use backstay_format::node::chunks_below;
 use backstay_format::pack::PackKind;
 use backstay_format::point::{DiskRecord, RecoveryPoint};
-use backstay_format::{ChunkId, ChunkIndex, PackId, PointId, RepoId};
+use backstay_format::{ChunkId, ChunkIndex, IndexId, PackId, PointId, RepoId};
 
+use crate::check_index::Footers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::PackSet;
 use crate::key::{Folder, ObjectKey};
@@ -32,6 +33,8 @@ pub enum DamageKind {
     Point(PointId),
     /// A pack, or a chunk in it.
     Pack(PackId),
+    /// An index object. No data is lost with it.
+    Index(IndexId),
     /// A range of a disk that cannot be restored.
     Disk {
         /// The machine.
@@ -67,6 +70,8 @@ pub struct CheckReport {
     pub chunks: u64,
     /// Bytes of packs read.
     pub read_bytes: u64,
+    /// Packs of which this host's index disagreed with the footer. It was put right.
+    pub index_corrected: u64,
     /// What was found.
     pub damage: Vec<Damage>,
     /// Findings beyond the most that a report lists.
@@ -88,7 +93,7 @@ pub struct PackCheckReport {
 const DAMAGE_MAX: usize = 10_000;
 
 impl CheckReport {
-    fn add(&mut self, kind: DamageKind, reason: &Error) {
+    pub(crate) fn add(&mut self, kind: DamageKind, reason: &Error) {
         self.add_text(kind, reason.whole_story());
     }
 
@@ -201,6 +206,7 @@ fn check_all_packs(
     let packs = inner.storage().list(Folder::Packs)?;
     progress.total("packs", packs.len() as u64);
     let mut decoder = Decoder::new()?;
+    let mut footers = Footers::default();
     for key in packs {
         stopped(progress)?;
         let ObjectKey::Pack(id) = key else { continue };
@@ -215,6 +221,8 @@ fn check_all_packs(
                 continue;
             }
         };
+        let (kind, entries) = (footer.header.kind, footer.entries.clone());
+        report.index_corrected += u64::from(footers.compare(inner, footer.into_table())?);
         if !options.read_data {
             continue;
         }
@@ -222,7 +230,7 @@ fn check_all_packs(
             Ok(bytes) => bytes,
             Err(e) => {
                 let reason = e.whole_story();
-                bad.chunks.extend(footer.entries.iter().map(|c| (c.id, reason.clone())));
+                bad.chunks.extend(entries.iter().map(|c| (c.id, reason.clone())));
                 report.add(DamageKind::Pack(id), &e);
                 continue;
             }
@@ -231,10 +239,10 @@ fn check_all_packs(
         if let Err(e) = verify_pack_bytes(&bytes, inner.config().id, id) {
             report.add(DamageKind::Pack(id), &e);
         }
-        let found =
-            bad_chunks(inner, id, footer.header.kind, &footer.entries, &bytes, &mut decoder);
+        let found = bad_chunks(inner, id, kind, &entries, &bytes, &mut decoder);
         bad.chunks.extend(found);
     }
+    footers.compare_objects(inner, report)?;
     Ok(bad)
 }
 

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod check_index;
 mod diff;
 mod entropy;
 mod error;
@@ -26,7 +27,9 @@ mod vfs;
 
 pub use backstay_format::config::{Encryption, RepoConfig};
 pub use backstay_format::point::{Consistency, DiskRecord, Origin, PointStats, RecoveryPoint};
-pub use backstay_format::{ChunkId, ChunkIndex, ChunkSize, PackId, PointId, RepoId, SlotId};
+pub use backstay_format::{
+    ChunkId, ChunkIndex, ChunkSize, IndexId, PackId, PointId, RepoId, SlotId,
+};
 
 pub use check::{CheckOptions, CheckReport, Damage, DamageKind, PackCheckReport};
 pub use diff::{DiffExtent, DiffKind};

@@ -58,13 +58,19 @@ impl ChunkIndex for MemoryIndex {
         Ok(copies.rev().take(COPIES_MAX).copied().collect())
     }
 
-    fn add_pack(&self, pack: PackId, info: PackInfo, entries: &[PackEntry]) -> Result<()> {
+    fn add_pack_without(
+        &self,
+        pack: PackId,
+        info: PackInfo,
+        entries: &[PackEntry],
+        bad: &HashSet<ChunkId>,
+    ) -> Result<()> {
         let mut state = self.state.write();
         if state.packs.contains_key(&pack) {
             return Ok(());
         }
         state.packs.insert(pack, info);
-        for (n, e) in entries.iter().enumerate() {
+        for (n, e) in entries.iter().enumerate().filter(|(_, e)| !bad.contains(&e.id)) {
             let location = ChunkLocation::new(pack, info.kind, n, e);
             state.chunks.entry(e.id).or_default().push(location);
         }
@@ -81,6 +87,14 @@ impl ChunkIndex for MemoryIndex {
 
     fn packs(&self) -> Vec<(PackId, PackInfo)> {
         self.state.read().packs.iter().map(|(k, v)| (*k, *v)).collect()
+    }
+
+    fn pack_ids(&self) -> Vec<PackId> {
+        self.state.read().packs.keys().copied().collect()
+    }
+
+    fn has_pack(&self, pack: &PackId) -> bool {
+        self.state.read().packs.contains_key(pack)
     }
 
     fn drop_packs(&self, packs: &[PackId]) -> Result<()> {

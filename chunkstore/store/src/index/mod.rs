@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::fmt::Debug;
 use std::path::PathBuf;
 
+use backstay_format::index_object::PackTable;
 use backstay_format::pack::{Encoding, PackEntry, PackHeader, PackKind};
 use backstay_format::{ChunkId, IndexId, PackId, PointId};
 
@@ -75,6 +76,12 @@ impl PackInfo {
     pub(crate) fn new(header: &PackHeader, chunks: usize, len: u64) -> Self {
         Self { kind: header.kind, chunks: chunks as u32, len, session: header.session }
     }
+
+    /// What a table says of its pack.
+    pub(crate) fn of(table: &PackTable) -> Self {
+        let chunks = table.entries.len() as u32;
+        Self { kind: table.kind, chunks, len: table.len, session: table.session }
+    }
 }
 
 /// Packs that a lookup must not answer with: those condemned by a collection.
@@ -100,7 +107,18 @@ pub(crate) trait ChunkIndex: Send + Sync + Debug {
 
     /// Adds a durable pack (FORMAT.md, rule O5); `entries` in the order of its table. This process
     /// sees it at once; others after [`ChunkIndex::publish`].
-    fn add_pack(&self, pack: PackId, info: PackInfo, entries: &[PackEntry]) -> Result<()>;
+    fn add_pack(&self, pack: PackId, info: PackInfo, entries: &[PackEntry]) -> Result<()> {
+        self.add_pack_without(pack, info, entries, &HashSet::new())
+    }
+
+    /// The same without chunks that are known to be bad in this pack.
+    fn add_pack_without(
+        &self,
+        pack: PackId,
+        info: PackInfo,
+        entries: &[PackEntry],
+        bad: &HashSet<ChunkId>,
+    ) -> Result<()>;
 
     /// Makes what was added visible to other processes. May do nothing where that fails for want
     /// of space or rights: others then read the footers themselves.
@@ -111,6 +129,12 @@ pub(crate) trait ChunkIndex: Send + Sync + Debug {
 
     /// The packs it knows, sorted.
     fn packs(&self) -> Vec<(PackId, PackInfo)>;
+
+    /// The ids of the packs it knows, sorted.
+    fn pack_ids(&self) -> Vec<PackId>;
+
+    /// Whether it knows a pack.
+    fn has_pack(&self, pack: &PackId) -> bool;
 
     /// Forgets packs that are gone: their chunks count as absent from now on, unless another
     /// present pack holds a copy. No point counts as complete any more, and no index object as

@@ -83,28 +83,37 @@ fn fetch_elsewhere(
     failed: Vec<Failed>,
     scratch: &mut ReadScratch,
 ) -> Result<()> {
-    // A collection may have deleted the pack between the lookup and the read: then there is
-    // another copy, perhaps in a pack that is not known yet.
-    if failed.iter().any(|f| f.error.kind() == ErrorKind::NotFound) {
-        repo.synchronise()?;
-    }
     let index = repo.index()?;
+    let mut all_known = false;
     for Failed { at, location, error } in failed {
-        note(repo, wanted[at].id, location, &error);
-        let copies = index.copies(wanted[at].id)?;
-        let found = copies.into_iter().filter(|l| l.pack != location.pack).any(|copy| {
+        let id = wanted[at].id;
+        note(repo, id, location, &error);
+        let mut tried = PackSet::from([location.pack]);
+        loop {
+            let copies = index.copies(id)?;
+            let next = copies.into_iter().find(|l| !tried.contains(&l.pack));
+            let Some(copy) = next else {
+                // Another copy may be in a pack that is not known yet: a collection stores chunks
+                // again before it deletes a pack, and a backup heals what it finds missing.
+                if !all_known {
+                    all_known = true;
+                    repo.synchronise()?;
+                    continue;
+                }
+                // To whoever reads a disk, a pack that is gone is lost data, and no missing disk.
+                let lost = error.kind() == ErrorKind::NotFound;
+                return Err(if lost { missing(id) } else { error });
+            };
+            tried.insert(copy.pack);
             let mut again = Vec::new();
             scratch.locations[at] = Some(copy);
             read_run(repo, kind, copy, &[at], wanted, scratch, &mut again);
-            again.iter().for_each(|f| note(repo, wanted[f.at].id, f.location, &f.error));
-            again.is_empty()
-        });
-        if !found {
-            // To whoever reads a disk, a pack that is gone is lost data, and no missing disk.
-            let lost = error.kind() == ErrorKind::NotFound;
-            return Err(if lost { missing(wanted[at].id) } else { error });
+            again.iter().for_each(|f| note(repo, id, f.location, &f.error));
+            if again.is_empty() {
+                break;
+            }
         }
-        tracing::warn!(chunk = %wanted[at].id, pack = %location.pack, error = %error.whole_story(),
+        tracing::warn!(chunk = %id, pack = %location.pack, error = %error.whole_story(),
             "a chunk was read from another copy");
     }
     Ok(())
@@ -206,21 +215,24 @@ fn missing(id: ChunkId) -> Error {
     Error::new(ErrorKind::Damaged, format!("chunk {id} is in no pack of this repository"))
 }
 
-/// Looks chunks up; asks once more after learning of other writers' packs if one is unknown. All
-/// are found, or it is an error.
+/// Looks chunks up, and again as packs become known. All are found, or it is an error.
 pub(super) fn locate(
     repo: &Inner,
     ids: &[ChunkId],
     out: &mut Vec<Option<ChunkLocation>>,
 ) -> Result<()> {
+    let mut search = repo.search();
     let index = repo.index()?;
     index.get_many(ids, &PackSet::new(), out)?;
-    if out.iter().any(Option::is_none) {
-        repo.synchronise()?;
-        index.get_many(ids, &PackSet::new(), out)?;
-        if let Some(i) = out.iter().position(Option::is_none) {
-            return Err(missing(ids[i]));
+    let mut found = Vec::new();
+    loop {
+        let left: Vec<usize> = (0..ids.len()).filter(|&i| out[i].is_none()).collect();
+        let Some(&first) = left.first() else { return Ok(()) };
+        if !repo.look_again(&mut search)? {
+            return Err(missing(ids[first]));
         }
+        let wanted: Vec<ChunkId> = left.iter().map(|&i| ids[i]).collect();
+        index.get_many(&wanted, &PackSet::new(), &mut found)?;
+        left.iter().zip(&found).for_each(|(&i, l)| out[i] = *l);
     }
-    Ok(())
 }

@@ -1,8 +1,14 @@
 //! The repository as a whole: making, opening, listing.
 
+mod adopt;
+mod consolidate;
 mod damage;
+mod exchange;
+mod gate;
 mod inner;
+mod rounds;
 mod slots;
+mod source;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -56,12 +62,20 @@ pub struct OpenOptions {
     pub cache_bytes: u64,
     /// Threads that fetch ahead of readers.
     pub fetch_threads: usize,
+    /// Whether packs that are not known yet may be looked through in the background while reads
+    /// go on. `false`: whoever needs them waits for all, and no thread is started for it.
+    pub background: bool,
 }
 
 impl OpenOptions {
     /// 256 MiB of decoded chunks and two threads that fetch ahead.
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
-        Self { cache_dir: cache_dir.into(), cache_bytes: 256 << 20, fetch_threads: 2 }
+        Self {
+            cache_dir: cache_dir.into(),
+            cache_bytes: 256 << 20,
+            fetch_threads: 2,
+            background: true,
+        }
     }
 }
 

@@ -106,6 +106,7 @@ impl WriteSession {
         if bytes.len() > backstay_format::limits::POINT_PAYLOAD_MAX as usize {
             return Err(Error::new(ErrorKind::Invalid, "the recovery point's record is too long"));
         }
+        self.repo.index_exchange().flush();
         // O2: the packs are durable by now, so the point may become visible.
         self.repo.storage().put(key, &[&bytes])?;
         let index = self.repo.index()?;

@@ -32,14 +32,20 @@ impl Delta {
         self.numbers.contains_key(pack)
     }
 
-    pub(super) fn add_pack(&mut self, pack: PackId, info: PackInfo, entries: &[PackEntry]) {
+    pub(super) fn add_pack(
+        &mut self,
+        pack: PackId,
+        info: PackInfo,
+        entries: &[PackEntry],
+        bad: &HashSet<ChunkId>,
+    ) {
         if self.contains(&pack) {
             return;
         }
         let number = self.packs.len() as PackNumber;
         self.packs.push(Some((pack, info)));
         self.numbers.insert(pack, number);
-        for (n, e) in entries.iter().enumerate() {
+        for (n, e) in entries.iter().enumerate().filter(|(_, e)| !bad.contains(&e.id)) {
             self.rows.insert(copy_key(&e.id, number), Place::new(n, e));
         }
     }
@@ -153,12 +159,13 @@ mod tests {
             let id = ChunkId::from_bytes([n; 32]);
             d.each().flat_map(|d| d.copies(&id)).map(|l| l.pack).collect()
         };
+        let good = HashSet::new();
         let mut deltas = Deltas::default();
-        deltas.open.add_pack(pack(1), info(2), &[entry(1), entry(2)]);
-        deltas.open.add_pack(pack(2), info(2), &[entry(2), entry(3)]);
+        deltas.open.add_pack(pack(1), info(2), &[entry(1), entry(2)], &good);
+        deltas.open.add_pack(pack(2), info(2), &[entry(2), entry(3)], &good);
         drop(deltas.seal());
-        deltas.open.add_pack(pack(3), info(2), &[entry(3), entry(4)]);
-        deltas.open.add_pack(pack(1), info(2), &[entry(1), entry(2)]);
+        deltas.open.add_pack(pack(3), info(2), &[entry(3), entry(4)], &good);
+        deltas.open.add_pack(pack(1), info(2), &[entry(1), entry(2)], &good);
         deltas.unseal();
         assert!(deltas.sealed.is_none());
         assert_eq!(deltas.open.packs().count(), 3);

@@ -32,7 +32,7 @@ use parking_lot::{Mutex, RwLock};
 use super::{COPIES_MAX, ChunkIndex, ChunkLocation, PackInfo, PackSet};
 use crate::error::Result;
 use database::Database;
-use delta::Deltas;
+use delta::{Delta, Deltas};
 use lock::{Locked, Reader, make_dir, open_lock};
 use publish::Marks;
 use rows::complete_key;
@@ -162,13 +162,19 @@ impl ChunkIndex for RocksIndex {
         Ok(found)
     }
 
-    fn add_pack(&self, pack: PackId, info: PackInfo, entries: &[PackEntry]) -> Result<()> {
+    fn add_pack_without(
+        &self,
+        pack: PackId,
+        info: PackInfo,
+        entries: &[PackEntry],
+        bad: &HashSet<ChunkId>,
+    ) -> Result<()> {
         let rows = {
             let mut deltas = self.deltas.write();
             let known = deltas.each().any(|d| d.contains(&pack))
                 || self.view.read().packs.number_of(&pack).is_some();
             if !known {
-                deltas.open.add_pack(pack, info, entries);
+                deltas.open.add_pack(pack, info, entries, bad);
             }
             deltas.open.rows.len()
         };
@@ -207,6 +213,21 @@ impl ChunkIndex for RocksIndex {
         // Two sorted parts: one pass.
         all.sort_by_key(|(id, _)| *id);
         all
+    }
+
+    fn pack_ids(&self) -> Vec<PackId> {
+        let deltas = self.deltas.read();
+        let view = self.view.read();
+        let mut all: Vec<PackId> = view.packs.ids().collect();
+        all.extend(deltas.each().flat_map(Delta::packs).map(|(id, _)| id));
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    fn has_pack(&self, pack: &PackId) -> bool {
+        let deltas = self.deltas.read();
+        deltas.each().any(|d| d.contains(pack)) || self.view.read().packs.number_of(pack).is_some()
     }
 
     fn drop_packs(&self, packs: &[PackId]) -> Result<()> {

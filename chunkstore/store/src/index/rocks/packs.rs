@@ -110,6 +110,11 @@ impl PackTable {
         rows.map(|r| (r.id, self.info(r)))
     }
 
+    /// The ids, sorted.
+    pub(super) fn ids(&self) -> impl Iterator<Item = PackId> {
+        self.by_id.iter().map(|&i| self.rows[i as usize].id)
+    }
+
     /// The numbers, ascending.
     pub(super) fn numbers(&self) -> impl Iterator<Item = PackNumber> {
         self.rows.iter().map(|r| r.number)

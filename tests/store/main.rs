@@ -9,8 +9,10 @@
 
 mod conformance;
 mod copies;
+mod corpus;
 mod damage;
 mod faults;
+mod gc;
 mod index;
 mod model;
 mod power;

@@ -65,6 +65,28 @@ impl Record for Plan {
     }
 }
 
+/// What of a plan is deleted: what nothing referred to once every writer that could have referred
+/// to it was gone. The first verdict stands; whoever sweeps deletes exactly its packs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Its number.
+    pub generation: Generation,
+    /// The packs, sorted; all of them condemned by the plan.
+    pub doomed: Vec<PackId>,
+    /// When, by the collector's clock.
+    pub time: Timestamp,
+}
+
+impl Record for Verdict {
+    const MAGIC: [u8; 8] = magic::GC_VERDICT;
+    const WHAT: &'static str = "collection verdict";
+    const PAYLOAD_MAX: u32 = GC_PAYLOAD_MAX;
+
+    fn check(&self) -> Result<(), FormatError> {
+        check_sorted("doomed", &self.doomed)
+    }
+}
+
 /// What became of a plan. With it the collection is over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
@@ -72,8 +94,11 @@ pub struct End {
     pub generation: Generation,
     /// Packs that are gone, sorted.
     pub deleted: Vec<PackId>,
-    /// Condemned packs that stay: used again meanwhile, or kept by a retention lock. Sorted.
+    /// Condemned packs that stay, and may be used again. Sorted.
     pub kept: Vec<PackId>,
+    /// Doomed packs under a retention lock. They stay condemned: somebody may delete them at any
+    /// moment. The next plan has them again. Sorted.
+    pub locked: Vec<PackId>,
     /// When, by the collector's clock.
     pub time: Timestamp,
 }
@@ -85,7 +110,8 @@ impl Record for End {
 
     fn check(&self) -> Result<(), FormatError> {
         check_sorted("deleted", &self.deleted)?;
-        check_sorted("kept", &self.kept)
+        check_sorted("kept", &self.kept)?;
+        check_sorted("locked", &self.locked)
     }
 }
 

@@ -16,6 +16,8 @@ pub const REMOVAL: [u8; 8] = *b"BKSTRMVL";
 pub const PIN: [u8; 8] = *b"BKSTPINN";
 /// The plan of a collection.
 pub const GC_PLAN: [u8; 8] = *b"BKSTGCPL";
+/// The verdict of a collection.
+pub const GC_VERDICT: [u8; 8] = *b"BKSTGCVD";
 /// The end of a collection.
 pub const GC_END: [u8; 8] = *b"BKSTGCEN";
 /// An index object: tables of packs.

@@ -46,6 +46,7 @@ fn magics_and_limits_stand_in_the_text() {
         magic::REMOVAL,
         magic::PIN,
         magic::GC_PLAN,
+        magic::GC_VERDICT,
         magic::GC_END,
         magic::INDEX,
         magic::PACK,

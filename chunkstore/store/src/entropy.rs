@@ -1,9 +1,18 @@
 use std::fmt::Debug;
 
-/// Where random bytes come from. One source is given to a repository, so tests can replay a run.
+use jiff::Timestamp;
+
+/// Where random bytes and the time come from. One source is given to a repository, so tests can
+/// replay a run.
 pub trait Entropy: Send + Sync + Debug {
     /// Fills `buf` with bytes nobody can predict.
     fn fill(&self, buf: &mut [u8]);
+
+    /// The time by this host's clock: for records that people read. Whether anything is deleted
+    /// never depends on it.
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
 }
 
 /// The operating system's random numbers.

@@ -22,6 +22,8 @@ pub enum ObjectKey {
     Pin(PinId),
     /// `gc/GENERATION.plan`, the generation with twenty digits
     GcPlan(Generation),
+    /// `gc/GENERATION.verdict`
+    GcVerdict(Generation),
     /// `gc/GENERATION.end`
     GcEnd(Generation),
     /// `index/INDEX`
@@ -77,6 +79,7 @@ impl ObjectKey {
             ObjectKey::Removal(id) => format!("removals/{id}"),
             ObjectKey::Pin(id) => format!("pins/{id}"),
             ObjectKey::GcPlan(n) => format!("gc/{:020}.plan", n.0),
+            ObjectKey::GcVerdict(n) => format!("gc/{:020}.verdict", n.0),
             ObjectKey::GcEnd(n) => format!("gc/{:020}.end", n.0),
             ObjectKey::Index(id) => format!("index/{id}"),
             ObjectKey::Quarantine(id) => format!("quarantine/{id}"),
@@ -102,6 +105,7 @@ impl ObjectKey {
                 let generation = Generation(number.parse().ok()?);
                 match part {
                     "plan" => ObjectKey::GcPlan(generation),
+                    "verdict" => ObjectKey::GcVerdict(generation),
                     "end" => ObjectKey::GcEnd(generation),
                     _ => return None,
                 }
@@ -125,7 +129,7 @@ impl ObjectKey {
             ObjectKey::Session(..) => Folder::Sessions,
             ObjectKey::Removal(_) => Folder::Removals,
             ObjectKey::Pin(_) => Folder::Pins,
-            ObjectKey::GcPlan(_) | ObjectKey::GcEnd(_) => Folder::Gc,
+            ObjectKey::GcPlan(_) | ObjectKey::GcVerdict(_) | ObjectKey::GcEnd(_) => Folder::Gc,
             ObjectKey::Index(_) => Folder::Index,
             ObjectKey::Quarantine(_) => Folder::Quarantine,
             ObjectKey::Verified(_) => Folder::Verified,
@@ -203,6 +207,7 @@ mod tests {
             ObjectKey::Removal(point),
             ObjectKey::Pin(PinId::from_bytes([2; 16])),
             ObjectKey::GcPlan(Generation(1)),
+            ObjectKey::GcVerdict(Generation(12)),
             ObjectKey::GcEnd(Generation(u64::MAX)),
             ObjectKey::Index(IndexId::from_bytes([3; 16])),
             ObjectKey::Quarantine(QuarantineId::from_bytes([4; 16])),

@@ -10,10 +10,12 @@ mod check_index;
 mod diff;
 mod entropy;
 mod error;
+mod gc;
 mod index;
 mod key;
 mod keys;
 mod location;
+mod owner;
 mod pack;
 mod progress;
 mod read;
@@ -28,21 +30,27 @@ mod vfs;
 pub use backstay_format::config::{Encryption, RepoConfig};
 pub use backstay_format::point::{Consistency, DiskRecord, Origin, PointStats, RecoveryPoint};
 pub use backstay_format::{
-    ChunkId, ChunkIndex, ChunkSize, IndexId, PackId, PointId, RepoId, SlotId,
+    ChunkId, ChunkIndex, ChunkSize, IndexId, PackId, PinId, PointId, RepoId, SlotId,
 };
 
+pub use backstay_format::gc::Generation;
+pub use backstay_format::session::{Owner, SessionKind};
 pub use check::{CheckOptions, CheckReport, Damage, DamageKind, PackCheckReport};
 pub use diff::{DiffExtent, DiffKind};
 pub use entropy::{Entropy, SystemEntropy};
 pub use error::{Error, ErrorKind};
+pub use gc::{Amount, CollectOptions, CollectReport};
 pub use index::IndexChoice;
 pub use key::{Folder, ObjectKey};
 pub use location::Location;
 pub use progress::{NoProgress, Progress};
 pub use read::{ImageReader, ReadScratch};
-pub use repository::{InitOptions, KeySlotInfo, OpenOptions, PointList, RepoStats, Repository};
+pub use repository::{
+    Cause, Hold, InitOptions, Keeper, KeySlotInfo, OpenOptions, PinInfo, PointList, RemovalReport,
+    RepoStats, Repository,
+};
 pub use secret::{Secret, Unlock};
-pub use session::{ChunkStats, ImageWriter, NewPoint, WriteScratch, WriteSession};
+pub use session::{ChunkStats, ImageWriter, NewPoint, SessionInfo, WriteScratch, WriteSession};
 pub use storage::{FaultPlan, FaultStorage, LocalStorage, MemoryStorage, Storage};
 pub use vfs::{RealFs, Vfs, VfsRead, VfsWrite};
 

@@ -62,6 +62,7 @@ pub fn points(
     only: Option<&str>,
     monitor: &dyn Monitor,
 ) -> Result<PointChange> {
+    let _holds = [first, second].map(|p| repo.hold_shared(p.id, "comparison"));
     let mut change = PointChange::default();
     if let Some(name) = only {
         for point in [first, second] {

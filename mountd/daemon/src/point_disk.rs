@@ -1,11 +1,12 @@
 //! A disk of a recovery point as a block device.
 
 use std::fmt;
+use std::sync::Arc;
 
 use backstay_blockdev::{
     BlockDevice, Caps, Error, ErrorKind, Extent, ExtentKind, Geometry, push_extent,
 };
-use backstay_store::{DiskRecord, ImageReader, RecoveryPoint, Repository};
+use backstay_store::{DiskRecord, Hold, ImageReader, RecoveryPoint, Repository};
 
 /// Longest read one call should ask for; the doors cut longer ones. Bounds the buffer of a request.
 const REQUEST_MAX: u32 = 32 << 20;
@@ -21,19 +22,26 @@ pub struct PointDisk {
     machine: String,
     point: String,
     disk: String,
+    /// Keeps the point while it is open: no collection takes what somebody reads.
+    _hold: Arc<Hold>,
 }
 
 impl PointDisk {
     /// The disk `disk` of `point`. Reads no data yet.
     ///
+    /// The point is held as long as the disk is open (`mountd/docs/SEMANTICS.md`).
+    ///
     /// # Errors
-    /// Whatever the store says when the image cannot be opened.
+    /// Whatever the store says when the image cannot be opened; `NotFound` when the point was
+    /// removed meanwhile.
     pub fn open(
         repository: &Repository,
         point: &RecoveryPoint,
         disk: &DiskRecord,
     ) -> Result<Self, backstay_store::Error> {
+        let purpose = format!("reading {}@{}", point.machine, point.id.short());
         Ok(Self {
+            _hold: repository.hold_shared(point.id, &purpose)?,
             image: repository.image(disk)?,
             machine: point.machine.clone(),
             point: point.id.to_string(),

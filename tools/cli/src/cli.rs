@@ -121,6 +121,7 @@ pub(crate) enum Command {
     Show(cmd::show::Args),
     Restore(cmd::restore::Args),
     Mount(cmd::mount::Args),
+    Retention(cmd::retention::Args),
     Diff(cmd::diff::Args),
     Completion(cmd::completion::Args),
     Man(cmd::man::Args),

@@ -9,6 +9,7 @@ pub(crate) mod man;
 pub(crate) mod mount;
 pub(crate) mod repo;
 pub(crate) mod restore;
+pub(crate) mod retention;
 pub(crate) mod show;
 pub(crate) mod version;
 mod view;
@@ -27,6 +28,7 @@ pub(crate) fn run(ctx: &Ctx, command: Command) -> Result<Exit, CliError> {
         Command::Show(args) => show::run(ctx, args),
         Command::Restore(args) => restore::run(ctx, args),
         Command::Mount(args) => mount::run(ctx, args),
+        Command::Retention(args) => retention::run(ctx, args),
         Command::Diff(args) => diff::run(ctx, args),
         Command::Completion(args) => completion::run(ctx, args),
         Command::Man(args) => man::run(ctx, args),

@@ -246,7 +246,7 @@ impl From<backstay_store::Error> for CliError {
             Store::Damaged => Exit::Damaged,
             Store::NoSpace | Store::Unsupported => Exit::Refused,
             Store::Denied => Exit::Denied,
-            Store::Io => Exit::Failed,
+            Store::Io | Store::Fenced => Exit::Failed,
             Store::Aborted => Exit::Interrupted,
         };
         with_remedy(Self::new(exit, error.to_string()).because(&error))

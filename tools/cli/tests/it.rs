@@ -7,6 +7,7 @@ mod it {
     mod journey;
     mod keys;
     mod mounts;
+    mod retention;
     mod support;
     mod together;
 }

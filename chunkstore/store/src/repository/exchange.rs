@@ -1,11 +1,10 @@
 //! Index objects, as a writer leaves them: what it stored, for those who come new.
 
-use std::time::{Duration, Instant, SystemTime};
-
 use backstay_format::index_object::{PackTable, object_id};
 use backstay_format::limits::INDEX_PAYLOAD_TARGET;
 use backstay_format::pack::PackKind;
 use backstay_format::{IndexId, magic};
+use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 
 use crate::entropy::array;
@@ -18,7 +17,7 @@ use super::Inner;
 /// Packs after which an object is written though the session goes on.
 const PACKS_MAX: usize = 64;
 /// Time after which one is: what a writer that is killed leaves unsaid is bounded.
-const WAIT_MAX: Duration = Duration::from_secs(30);
+const WAIT_MAX: SignedDuration = SignedDuration::from_secs(30);
 /// Tables of data up to this length go into the object of the tree nodes: most sessions then write
 /// one object.
 const TOGETHER_MAX: usize = 1 << 20;
@@ -32,14 +31,14 @@ struct Tables {
     trees: Vec<u8>,
     data: Vec<u8>,
     packs: usize,
-    since: Option<Instant>,
+    since: Option<Timestamp>,
 }
 
 impl Tables {
-    fn is_due(&self) -> bool {
+    fn is_due(&self, now: Timestamp) -> bool {
         self.packs >= PACKS_MAX
             || self.trees.len().max(self.data.len()) >= INDEX_PAYLOAD_TARGET as usize
-            || self.since.is_some_and(|since| since.elapsed() >= WAIT_MAX)
+            || self.since.is_some_and(|since| now.duration_since(since).abs() >= WAIT_MAX)
     }
 }
 
@@ -60,6 +59,7 @@ impl Inner {
 impl IndexExchange<'_> {
     /// Tells of a pack that is durable. Writes an index object when there is enough to say.
     pub(crate) fn pack_written(&self, table: &PackTable) {
+        let now = self.repo.entropy().now();
         let due = {
             let mut tables = self.pending.0.lock();
             let payload = match table.kind {
@@ -68,8 +68,8 @@ impl IndexExchange<'_> {
             };
             table.encode(payload);
             tables.packs += 1;
-            tables.since.get_or_insert_with(Instant::now);
-            tables.is_due()
+            tables.since.get_or_insert(now);
+            tables.is_due(now)
         };
         if due {
             self.flush();
@@ -82,7 +82,7 @@ impl IndexExchange<'_> {
         if tables.data.len() <= TOGETHER_MAX && !tables.trees.is_empty() {
             tables.trees.append(&mut tables.data);
         }
-        let millis = now_millis();
+        let millis = now_millis(self.repo);
         for (kind, payload) in [(PackKind::Tree, tables.trees), (PackKind::Data, tables.data)] {
             if payload.is_empty() {
                 continue;
@@ -109,7 +109,6 @@ pub(super) fn put_object(
 }
 
 /// The time, for the order of index objects only.
-pub(super) fn now_millis() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0))
+fn now_millis(repo: &Inner) -> u64 {
+    u64::try_from(repo.entropy().now().as_millisecond()).unwrap_or(0)
 }

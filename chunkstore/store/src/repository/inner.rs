@@ -1,9 +1,10 @@
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use backstay_format::config::RepoConfig;
 use backstay_format::index_object::PackTable;
 use backstay_format::point::RecoveryPoint;
+use backstay_format::session::Owner;
 use backstay_format::{ChunkId, IndexId, PackId, PointId};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
@@ -13,15 +14,16 @@ use crate::entropy::Entropy;
 use crate::error::Result;
 use crate::index::{ChunkIndex, IndexChoice, MemoryIndex, RocksIndex};
 use crate::keys::Keys;
+use crate::owner;
 use crate::read::{ChunkCache, ImageReader, NodeCache};
 use crate::storage::Storage;
 
-use super::OpenOptions;
 use super::adopt::{Adopter, Excluded};
 use super::damage::NotedDamage;
 use super::exchange::Pending;
 use super::rounds::Search;
 use super::source::Source;
+use super::{Hold, OpenOptions};
 
 /// Ranges waiting to be fetched ahead; beyond it readers fetch for themselves.
 const PREFETCH_QUEUE: usize = 64;
@@ -32,6 +34,7 @@ const POINTS_MAX: usize = 16 * 1024;
 /// What all parts of an opened repository share.
 #[derive(Debug)]
 pub(crate) struct Inner {
+    me: Weak<Inner>,
     storage: Arc<dyn Storage>,
     config: RepoConfig,
     keys: Arc<Keys>,
@@ -46,6 +49,10 @@ pub(crate) struct Inner {
     damage: NotedDamage,
     prefetch: Mutex<Option<Sender<PrefetchJob>>>,
     fetch_threads: usize,
+    background: bool,
+    owner: Owner,
+    /// What this process's readers hold.
+    holds: Mutex<HashMap<PointId, Weak<Hold>>>,
 }
 
 #[derive(Debug)]
@@ -63,10 +70,11 @@ impl Inner {
         index_choice: IndexChoice,
         entropy: Arc<dyn Entropy>,
         options: &OpenOptions,
-    ) -> Self {
+    ) -> Arc<Self> {
         let keys = Arc::new(keys);
         let source = Source { storage: storage.clone(), keys: keys.clone(), repo_id: config.id };
-        Self {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
             chunks: ChunkCache::new(options.cache_bytes, config.chunk_size.bytes()),
             storage,
             config,
@@ -80,8 +88,16 @@ impl Inner {
             points: Cache::new(POINTS_MAX),
             damage: NotedDamage::default(),
             prefetch: Mutex::new(None),
-            fetch_threads: options.fetch_threads,
-        }
+            fetch_threads: if options.background { options.fetch_threads } else { 0 },
+            background: options.background,
+            holds: Mutex::default(),
+            owner: options.owner.clone().unwrap_or_else(owner::this_process),
+        })
+    }
+
+    /// Another handle to the same.
+    pub(crate) fn share(&self) -> Arc<Self> {
+        self.me.upgrade().expect("whoever has a reference keeps it alive")
     }
 
     pub(crate) fn storage(&self) -> &dyn Storage {
@@ -98,6 +114,20 @@ impl Inner {
 
     pub(crate) fn entropy(&self) -> &dyn Entropy {
         &*self.entropy
+    }
+
+    /// Whether threads may work beside the caller's.
+    pub(crate) fn background(&self) -> bool {
+        self.background
+    }
+
+    pub(crate) fn holds(&self) -> &Mutex<HashMap<PointId, Weak<Hold>>> {
+        &self.holds
+    }
+
+    /// Who stands behind this process's sessions.
+    pub(crate) fn owner(&self) -> &Owner {
+        &self.owner
     }
 
     pub(crate) fn nodes(&self) -> &NodeCache {
@@ -212,6 +242,7 @@ impl Inner {
         let mut slot = self.prefetch.lock();
         let sender = slot.get_or_insert_with(|| {
             let (sender, receiver) = bounded(PREFETCH_QUEUE);
+            // Without threads the queue has no reader and refuses everything.
             for n in 0..self.fetch_threads {
                 let receiver = receiver.clone();
                 // Without the thread readers fetch for themselves, only later.

@@ -6,6 +6,7 @@ mod damage;
 mod exchange;
 mod gate;
 mod inner;
+mod removal;
 mod rounds;
 mod slots;
 mod source;
@@ -17,6 +18,7 @@ use backstay_format::config::{Encryption, RepoConfig};
 use backstay_format::limits::POINT_PAYLOAD_MAX;
 use backstay_format::limits::SMALL_PAYLOAD_MAX;
 use backstay_format::point::{DiskRecord, RecoveryPoint};
+use backstay_format::session::{Fence, Owner};
 use backstay_format::{ChunkId, ChunkSize, PackId, PointId, RepoId, magic};
 use jiff::Timestamp;
 
@@ -24,6 +26,7 @@ use crate::check::{self, CheckOptions, CheckReport, PackCheckReport};
 use crate::diff::{self, DiffExtent};
 use crate::entropy::{Entropy, SystemEntropy, array};
 use crate::error::{Error, ErrorKind, Result};
+use crate::gc::{self, CollectOptions, CollectReport};
 use crate::index::IndexChoice;
 use crate::key::{Folder, ObjectKey};
 use crate::keys::Keys;
@@ -32,10 +35,13 @@ use crate::progress::Progress;
 use crate::read::ImageReader;
 use crate::record;
 use crate::secret::Unlock;
-use crate::session::WriteSession;
+use crate::session::{self, SessionInfo, WriteSession};
 use crate::storage::{LocalStorage, Storage};
 
+pub(crate) use consolidate::consolidate;
 pub(crate) use inner::Inner;
+pub use removal::{Cause, Hold, Keeper, PinInfo, RemovalReport};
+pub(crate) use removal::{check_present, pins, removals};
 pub use slots::KeySlotInfo;
 
 /// Bytes a small object has besides its payload.
@@ -62,9 +68,11 @@ pub struct OpenOptions {
     pub cache_bytes: u64,
     /// Threads that fetch ahead of readers.
     pub fetch_threads: usize,
-    /// Whether packs that are not known yet may be looked through in the background while reads
-    /// go on. `false`: whoever needs them waits for all, and no thread is started for it.
+    /// Whether the repository may work in threads of its own: fetch ahead, write packs, learn of
+    /// packs while reads go on, give signs of life. Without, every call does all of its work itself: for tests that hold the order.
     pub background: bool,
+    /// Who stands behind the sessions; this process when nothing is given.
+    pub owner: Option<Owner>,
 }
 
 impl OpenOptions {
@@ -75,6 +83,7 @@ impl OpenOptions {
             cache_bytes: 256 << 20,
             fetch_threads: 2,
             background: true,
+            owner: None,
         }
     }
 }
@@ -189,7 +198,7 @@ impl Repository {
             ));
         }
         let inner = Inner::new(storage, config, keys, index, entropy, options);
-        Ok(Repository { inner: Arc::new(inner), location })
+        Ok(Repository { inner, location })
     }
 
     /// What anybody may know: id, chunk size, encryption. Needs no key, so it is not verified.
@@ -210,20 +219,31 @@ impl Repository {
     /// All recovery points. A damaged record does not hide the others. Records never change, so
     /// those read before are not read again.
     pub fn points(&self) -> Result<PointList> {
-        self.list_points(|id| self.point(id))
+        self.list_points(|id| load_point_cached(&self.inner, id))
     }
 
     /// The same, from the storage.
     pub(crate) fn points_afresh(&self) -> Result<PointList> {
-        self.list_points(|id| self.load_point(id))
+        self.list_points(|id| load_point(&self.inner, id))
     }
 
-    fn list_points(&self, read: impl Fn(PointId) -> Result<RecoveryPoint>) -> Result<PointList> {
+    fn list_points(
+        &self,
+        read: impl Fn(PointId) -> Result<Option<Arc<RecoveryPoint>>>,
+    ) -> Result<PointList> {
         let mut list = PointList { points: Vec::new(), damaged: Vec::new() };
-        for key in self.inner.storage().list(Folder::Points)? {
+        // The removals last: a point that was listed may be removed and gone a moment later.
+        let keys = self.inner.storage().list(Folder::Points)?;
+        let removed = removals(&self.inner)?;
+        for key in keys {
             let ObjectKey::Point(id) = key else { continue };
+            if removed.contains(&id) {
+                continue;
+            }
             match read(id) {
-                Ok(point) => list.points.push(point),
+                Ok(Some(point)) => list.points.push((*point).clone()),
+                // A fence in a point's place.
+                Ok(None) => {}
                 // Removed between listing and reading.
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 Err(e) => list.damaged.push((id, e)),
@@ -233,20 +253,16 @@ impl Repository {
         Ok(list)
     }
 
-    /// One recovery point.
+    /// One recovery point. `NotFound` if there is none, or if it was removed.
     pub fn point(&self, id: PointId) -> Result<RecoveryPoint> {
-        let load = || self.load_point(id).map(Arc::new);
-        let point = self.inner.points().get_or_insert_with(&id, load)?;
-        Ok((*point).clone())
-    }
-
-    fn load_point(&self, id: PointId) -> Result<RecoveryPoint> {
-        let max = u64::from(POINT_PAYLOAD_MAX) + ENVELOPE_OVERHEAD;
-        let bytes = self.inner.storage().get(ObjectKey::Point(id), max)?;
-        let key = ObjectKey::Point(id);
-        let payload = record::open(&self.inner, key, magic::POINT, POINT_PAYLOAD_MAX, &bytes)?;
-        let damaged = |e| Error::format(format!("recovery point {id} is damaged"), e);
-        RecoveryPoint::decode(&payload, id, self.inner.config().chunk_size).map_err(damaged)
+        check_present(&self.inner, id)?;
+        match load_point_cached(&self.inner, id)? {
+            Some(point) => Ok((*point).clone()),
+            None => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("{} is no recovery point: its backup was given up", id.short()),
+            )),
+        }
     }
 
     /// Opens a disk for reading.
@@ -256,9 +272,29 @@ impl Repository {
 
     /// Starts a backup. `base` is the point before it, if there is one: what did not change since
     /// is then recognised without asking the index.
+    ///
+    /// The session is registered in the repository: a collection waits for it, or fences it when
+    /// it gives no signs of life for long; its commit then fails with `Fenced`.
     pub fn begin(&self, base: Option<&RecoveryPoint>) -> Result<WriteSession> {
+        let machine = base.map_or(String::new(), |p| format!(" of {}", p.machine));
+        self.begin_for(base, &format!("backup{machine}"))
+    }
+
+    /// [`Repository::begin`], with what others read of what it is for.
+    pub fn begin_for(&self, base: Option<&RecoveryPoint>, purpose: &str) -> Result<WriteSession> {
         self.inner.storage().tidy()?;
-        WriteSession::begin(self.inner.clone(), base)
+        WriteSession::begin(self.inner.clone(), base, purpose)
+    }
+
+    /// The open sessions, oldest first.
+    pub fn sessions(&self) -> Result<Vec<SessionInfo>> {
+        session::open_sessions(&self.inner)
+    }
+
+    /// Gives a session up for dead: it cannot commit any more, and collections do not wait for it.
+    /// Tells whether it had committed already; then its point stays.
+    pub fn fence_session(&self, id: PointId, cause: &Cause) -> Result<bool> {
+        session::fence(&self.inner, id, &cause.by, &cause.reason)
     }
 
     /// Tells what differs between two disks, in order of offset, reading tree nodes only.
@@ -290,6 +326,16 @@ impl Repository {
     /// reason, by pack, at most 10,000. Where another copy served, the read went well all the same.
     pub fn noted_damage(&self) -> Vec<(PackId, ChunkId, String)> {
         self.inner.noted_damage()
+    }
+
+    /// Takes back the space of what no recovery point needs. Runs beside everything else; goes on
+    /// where one that was killed stopped. `Busy`: another collection began at the same time.
+    pub fn collect(
+        &self,
+        options: &CollectOptions,
+        progress: &dyn Progress,
+    ) -> Result<CollectReport> {
+        gc::collect(&self.inner, options, progress)
     }
 
     /// Learns of packs that others wrote.
@@ -329,6 +375,32 @@ impl Repository {
     pub fn remove_key(&self, id: &str) -> Result<()> {
         slots::remove(&self.inner, id)
     }
+}
+
+/// A point's record, kept in memory: records never change. Nothing for a fence.
+pub(crate) fn load_point_cached(inner: &Inner, id: PointId) -> Result<Option<Arc<RecoveryPoint>>> {
+    if let Some(point) = inner.points().get(&id) {
+        return Ok(Some(point));
+    }
+    let point = load_point(inner, id)?;
+    if let Some(point) = &point {
+        inner.points().insert(id, point.clone());
+    }
+    Ok(point)
+}
+
+/// A point's record from the storage; nothing for a fence.
+fn load_point(inner: &Inner, id: PointId) -> Result<Option<Arc<RecoveryPoint>>> {
+    let max = u64::from(POINT_PAYLOAD_MAX) + ENVELOPE_OVERHEAD;
+    let key = ObjectKey::Point(id);
+    let bytes = inner.storage().get(key, max)?;
+    if bytes.starts_with(&magic::FENCE) && record::decode::<Fence>(inner, key, &bytes).is_ok() {
+        return Ok(None);
+    }
+    let payload = record::open(inner, key, magic::POINT, POINT_PAYLOAD_MAX, &bytes)?;
+    RecoveryPoint::decode(&payload, id, inner.config().chunk_size)
+        .map(|p| Some(Arc::new(p)))
+        .map_err(|e| Error::format(format!("recovery point {id} is damaged"), e))
 }
 
 fn check_key_given(unlock: &Unlock) -> Result<()> {

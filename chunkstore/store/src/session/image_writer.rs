@@ -8,7 +8,7 @@ use backstay_format::{ChunkId, ChunkIndex, ChunkSize};
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::{ChunkLocation, PackSet};
+use crate::index::ChunkLocation;
 use crate::read::ImageReader;
 
 use super::packer::{Candidate, Codec, Packer};
@@ -98,7 +98,7 @@ impl ImageWriter {
         let pieces: Vec<&[u8]> = data.chunks(self.chunk_size.as_usize()).collect();
         let mut unknown: Vec<Candidate<'_>> = Vec::new();
         let ids: Vec<ChunkId> = scratch.unknown.iter().filter_map(|&i| scratch.ids[i]).collect();
-        self.packer.repo().index()?.get_many(&ids, &PackSet::new(), &mut scratch.found)?;
+        self.packer.lookup(&ids, &mut scratch.found)?;
         for ((&i, &id), found) in scratch.unknown.iter().zip(&ids).zip(&scratch.found) {
             if found.is_none() {
                 unknown.push(Candidate { id, raw: pieces[i] });
@@ -221,7 +221,7 @@ fn store_node(packer: &Packer, node: &Node, codec: &mut Codec) -> Result<ChunkId
     let raw = node.encode();
     let id = packer.repo().keys().chunk_id(PackKind::Tree, &raw);
     let mut found = Vec::new();
-    packer.repo().index()?.get_many(&[id], &PackSet::new(), &mut found)?;
+    packer.lookup(&[id], &mut found)?;
     if found[0].is_none() {
         packer.store(PackKind::Tree, &mut vec![Candidate { id, raw: &raw }], codec)?;
     }

@@ -1,13 +1,18 @@
 //! Writing: a session takes chunks from many threads, fills packs, and ends with one recovery
 //! point or with nothing.
 
+mod generations;
 mod image_writer;
+mod lease;
+mod open;
 mod packer;
 mod tree_builder;
 
 use std::sync::Arc;
 
 use backstay_format::point::{Consistency, DiskRecord, Origin, PointStats, RecoveryPoint};
+use backstay_format::record::Record;
+use backstay_format::session::{Fence, SessionKind};
 use backstay_format::{PointId, magic};
 use jiff::Timestamp;
 
@@ -16,10 +21,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::ObjectKey;
 use crate::read::ImageReader;
 use crate::record;
-use crate::repository::Inner;
+use crate::repository::{Inner, check_present};
 
+pub(crate) use generations::{condemned, newest};
 pub use image_writer::{ChunkStats, ImageWriter, WriteScratch};
-use packer::Packer;
+pub(crate) use lease::{Lease, Request as LeaseRequest};
+pub use open::SessionInfo;
+pub(crate) use open::{clear, fence, open_sessions, retire_dead};
+pub(crate) use packer::{Candidate, Codec, Packer};
 
 /// What the caller knows of a new recovery point.
 #[derive(Clone, Debug)]
@@ -51,16 +60,41 @@ pub struct WriteSession {
     repo: Arc<Inner>,
     packer: Arc<Packer>,
     base: Option<RecoveryPoint>,
+    lease: Arc<Lease>,
 }
 
 impl WriteSession {
-    pub(crate) fn begin(repo: Arc<Inner>, base: Option<&RecoveryPoint>) -> Result<Self> {
+    pub(crate) fn begin(
+        repo: Arc<Inner>,
+        base: Option<&RecoveryPoint>,
+        purpose: &str,
+    ) -> Result<Self> {
+        let request = LeaseRequest {
+            id: PointId::from_bytes(array(repo.entropy())),
+            kind: SessionKind::Writer,
+            holds: base.iter().map(|p| p.id).collect(),
+            purpose: purpose.to_owned(),
+        };
+        // O9: registered before anything is looked up: no collection may take what is found then.
+        let (lease, condemned) = Lease::register(&repo, request)?;
         repo.synchronise()?;
-        // The base is trusted only if every chunk of it is known to be in a present pack.
+        // The base is trusted only if every chunk of it is known to be in a present pack, and if
+        // it is not removed: asked after the registration, which holds it from then on.
         let index = repo.index()?;
-        let base = base.filter(|p| index.is_complete(p.id)).cloned();
-        let packer = Packer::start(repo.clone())?;
-        Ok(Self { repo, packer, base })
+        let present = |p: &&RecoveryPoint| check_present(&repo, p.id).is_ok();
+        let base = base.filter(|p| index.is_complete(p.id)).filter(present).cloned();
+        let packer = Packer::start(repo.clone(), lease.id(), condemned)?;
+        Ok(Self { repo, packer, base, lease })
+    }
+
+    /// The session's id, which the point will have.
+    pub fn id(&self) -> PointId {
+        self.lease.id()
+    }
+
+    /// Gives a sign of life; done once a minute by itself where the repository may use threads.
+    pub fn beat(&self) -> Result<()> {
+        self.lease.beat()
     }
 
     /// Starts a disk. `name` must be unlike the others' and stay within the bounds of
@@ -82,7 +116,7 @@ impl WriteSession {
         let stored_bytes = self.packer.barrier()?;
         let stored = self.packer.stats();
         let point = RecoveryPoint {
-            id: PointId::from_bytes(array(self.repo.entropy())),
+            id: self.lease.id(),
             machine: new.machine,
             time: new.time,
             disks,
@@ -107,11 +141,33 @@ impl WriteSession {
             return Err(Error::new(ErrorKind::Invalid, "the recovery point's record is too long"));
         }
         self.repo.index_exchange().flush();
+        self.lease.check_ours()?;
+        self.lease.check_not_overtaken()?;
         // O2: the packs are durable by now, so the point may become visible.
-        self.repo.storage().put(key, &[&bytes])?;
+        self.put_point(key, &bytes)?;
         let index = self.repo.index()?;
         index.set_complete(point.id)?;
         index.publish()?;
         Ok(point)
+    }
+
+    /// The compare-and-swap of the commit (rule O10): the point takes its place unless a fence is there.
+    fn put_point(&self, key: ObjectKey, bytes: &[u8]) -> Result<()> {
+        let Err(e) = self.repo.storage().put(key, &[bytes]) else { return Ok(()) };
+        if e.kind() != ErrorKind::Exists {
+            // Whether it is there is not known; the registration stays, so that nothing is taken.
+            self.lease.abandon();
+            return Err(e);
+        }
+        let max = bytes.len() as u64 + u64::from(Fence::PAYLOAD_MAX);
+        match self.repo.storage().get(key, max) {
+            // Our own, of an attempt whose answer was lost.
+            Ok(found) if found == bytes => Ok(()),
+            Ok(found) => match record::decode::<Fence>(&self.repo, key, &found) {
+                Ok(f) => Err(self.lease.fenced(&format!("{} ({})", f.reason, f.by))),
+                Err(_) => Err(e),
+            },
+            Err(other) => Err(other),
+        }
     }
 }

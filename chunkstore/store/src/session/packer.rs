@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::entropy::array;
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::PackInfo;
+use crate::index::{ChunkLocation, PackInfo, PackSet};
 use crate::key::ObjectKey;
 use crate::pack::{ClosedPack, OpenPack, Reservation};
 use crate::repository::Inner;
@@ -26,6 +26,10 @@ const QUEUE: usize = 1;
 #[derive(Debug)]
 pub(crate) struct Packer {
     repo: Arc<Inner>,
+    /// The session, named in every pack.
+    session: PointId,
+    /// Packs that a collection wants to delete: what they hold counts as absent.
+    condemned: Arc<PackSet>,
     state: Mutex<State>,
     idle: Condvar,
     queue: Mutex<Option<Sender<Box<ClosedPack>>>>,
@@ -73,19 +77,38 @@ impl Codec {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self { encoder: Encoder::new()?, decoder: Decoder::new()?, check: Vec::new() })
     }
+
+    /// Decodes a stored chunk into `raw`, which has its length.
+    pub(crate) fn decode(
+        &mut self,
+        key: Option<&aws_lc_rs::aead::LessSafeKey>,
+        kind: PackKind,
+        entry: &PackEntry,
+        stored: &[u8],
+        raw: &mut [u8],
+    ) -> Result<()> {
+        self.decoder.decode(key, kind, entry, stored, raw)
+    }
 }
 
 impl Packer {
-    pub(crate) fn start(repo: Arc<Inner>) -> Result<Arc<Self>> {
+    pub(crate) fn start(
+        repo: Arc<Inner>,
+        session: PointId,
+        condemned: Arc<PackSet>,
+    ) -> Result<Arc<Self>> {
         let (sender, receiver) = bounded(QUEUE);
+        let writers = if repo.background() { WRITERS } else { 0 };
         let packer = Arc::new(Self {
             repo,
+            session,
+            condemned,
             state: Mutex::default(),
             idle: Condvar::new(),
             queue: Mutex::new(Some(sender)),
             writers: Mutex::default(),
         });
-        for n in 0..WRITERS {
+        for n in 0..writers {
             let (weak, receiver) = (Arc::downgrade(&packer), receiver.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("pack-writer-{n}"))
@@ -102,6 +125,15 @@ impl Packer {
 
     pub(crate) fn stats(&self) -> SessionStats {
         self.state.lock().stats
+    }
+
+    /// Where each chunk is that the session may refer to.
+    pub(crate) fn lookup(
+        &self,
+        ids: &[ChunkId],
+        found: &mut Vec<Option<ChunkLocation>>,
+    ) -> Result<()> {
+        self.repo.index()?.get_many(ids, &self.condemned, found)
     }
 
     /// Stores those of `chunks` that are new in this session. The caller has looked them up in the
@@ -146,7 +178,7 @@ impl Packer {
         let place = {
             let mut state = self.state.lock();
             state.check()?;
-            state.open_pack(kind, &self.repo).reserve(bytes.len() as u32)
+            state.open_pack(kind, self.session, &self.repo).reserve(bytes.len() as u32)
         };
         for (entry, c) in entries.iter_mut().zip(chunks) {
             let start = entry.offset as usize;
@@ -210,6 +242,10 @@ impl Packer {
     /// Gives a finished pack to the writers; waits while their queue is full.
     fn enqueue(&self, pack: OpenPack) -> Result<()> {
         self.state.lock().in_flight += 1;
+        if !self.repo.background() {
+            self.write_one(&pack.close());
+            return self.state.lock().check();
+        }
         let sender = self.queue.lock().clone();
         let sent = sender.is_some_and(|s| s.send(Box::new(pack.close())).is_ok());
         if !sent {
@@ -306,10 +342,10 @@ impl State {
         }
     }
 
-    fn open_pack(&mut self, kind: PackKind, repo: &Inner) -> &mut OpenPack {
+    fn open_pack(&mut self, kind: PackKind, session: PointId, repo: &Inner) -> &mut OpenPack {
         self.open.entry(kind).or_insert_with(|| {
             let id = PackId::from_bytes(array(repo.entropy()));
-            OpenPack::new(repo.config().id, id, kind, PointId::NONE, repo.keys())
+            OpenPack::new(repo.config().id, id, kind, session, repo.keys())
         })
     }
 

@@ -79,6 +79,9 @@ pub fn disk(
     plan: &RestorePlan,
     monitor: &dyn Monitor,
 ) -> Result<RestoreReport> {
+    // Removed meanwhile, the point stays until the restore is done.
+    let purpose = format!("restore of {}@{}", point.machine, point.id.short());
+    let _hold = repo.hold_shared(point.id, &purpose)?;
     let overwrite = plan.overwrite;
     let restore = |workers| match &plan.target {
         Target::RawFile(path) => {

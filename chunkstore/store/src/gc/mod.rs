@@ -1,0 +1,254 @@
+//! Garbage collection: taking back the space of what no recovery point needs, while backups,
+//! restores and removals go on. `chunkstore/docs/LOCKS.md` says why it is safe.
+//!
+//! A collection has three steps, each an object that only one collector can create: the *plan*
+//! condemns packs that nothing refers to, and thin ones whose live chunks were copied elsewhere;
+//! from then on writers see them as absent. When every writer that registered before the plan is
+//! over, roots are read and marked once more, and the *verdict* names the packs that are still not
+//! needed. They are deleted; the *end* says so. A collector that dies is continued by the next.
+
+mod decide;
+mod mark;
+mod repack;
+mod roots;
+mod sweep;
+
+use backstay_format::PackId;
+use backstay_format::gc::{Generation, Plan, SeenSession};
+use jiff::SignedDuration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::PackSet;
+use crate::key::ObjectKey;
+use crate::progress::Progress;
+use crate::record;
+use crate::repository::{Inner, consolidate, load_point_cached};
+use crate::session::{self, SessionInfo};
+
+use decide::Decision;
+use mark::mark;
+use roots::Roots;
+
+/// How a collection goes about its work.
+#[derive(Clone, Debug)]
+pub struct CollectOptions {
+    /// Only tell what would be done; write nothing.
+    pub dry_run: bool,
+    /// Copy live chunks out of thinly filled packs.
+    pub repack: bool,
+    /// Repack until at most this share of the stored bytes is waste.
+    pub waste_percent: u8,
+    /// Most bytes of live chunks to copy in one collection.
+    pub repack_bytes: u64,
+    /// How long a writer on another host must have been silent before it is fenced.
+    pub stale_after: SignedDuration,
+    /// Who collects, for the record.
+    pub by: String,
+}
+
+impl Default for CollectOptions {
+    fn default() -> Self {
+        Self {
+            dry_run: false,
+            repack: true,
+            waste_percent: 5,
+            repack_bytes: 64 << 30,
+            stale_after: SignedDuration::from_mins(30),
+            by: String::new(),
+        }
+    }
+}
+
+/// Packs and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// How many packs.
+    pub packs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Amount {
+    fn add(&mut self, bytes: u64) {
+        self.packs += 1;
+        self.bytes += bytes;
+    }
+}
+
+/// What a collection did, or would do.
+#[derive(Clone, Debug, Default)]
+pub struct CollectReport {
+    /// The collection's number; zero when there was nothing to plan.
+    pub generation: Generation,
+    /// Recovery points whose chunks were marked.
+    pub points: u64,
+    /// References followed while marking.
+    pub references: u64,
+    /// All packs.
+    pub stored: Amount,
+    /// Packs that nothing refers to.
+    pub dead: Amount,
+    /// Thinly filled packs whose live chunks are copied elsewhere.
+    pub repacked: Amount,
+    /// Bytes copied out of them.
+    pub copied_bytes: u64,
+    /// Deleted now.
+    pub freed: Amount,
+    /// Condemned, and deleted when the sessions in `waiting_for` are over.
+    pub later: Amount,
+    /// Condemned packs that stay: used again meanwhile, or not as the index says.
+    pub kept: Amount,
+    /// Packs under a retention lock: their turn comes in a later collection.
+    pub locked: Amount,
+    /// Writers that registered before the plan and may refer to condemned packs.
+    pub waiting_for: Vec<SessionInfo>,
+    /// Writers that were taken for dead and may not commit any more.
+    pub fenced: Vec<SessionInfo>,
+    /// Records of removed points that were deleted.
+    pub buried: u64,
+    /// Chunks that points refer to and no pack has: a check names what is damaged.
+    pub missing_chunks: u64,
+}
+
+/// Collects.
+pub(crate) fn collect(
+    repo: &Inner,
+    options: &CollectOptions,
+    progress: &dyn Progress,
+) -> Result<CollectReport> {
+    let mut report = CollectReport::default();
+    if !options.dry_run {
+        repo.storage().tidy()?;
+        session::clear(repo)?;
+        report.fenced = session::retire_dead(repo, &options.by)?;
+    }
+    let newest = session::newest(repo)?;
+    if !newest.ended && !options.dry_run {
+        report.generation = newest.generation;
+        // A collection before this one: it goes first.
+        let done = sweep::sweep(repo, newest.generation, options, &mut report, progress)?;
+        if !done {
+            return Ok(report);
+        }
+    }
+    let Some(plan) = make_plan(repo, options, &mut report, progress)? else { return Ok(report) };
+    if sweep::sweep(repo, plan, options, &mut report, progress)? {
+        consolidate(repo)?;
+    }
+    Ok(report)
+}
+
+/// Decides what to condemn, copies what must be saved, and writes the plan. Nothing if there is
+/// nothing to condemn, or on a dry run.
+fn make_plan(
+    repo: &Inner,
+    options: &CollectOptions,
+    report: &mut CollectReport,
+    progress: &dyn Progress,
+) -> Result<Option<Generation>> {
+    let newest = session::newest(repo)?;
+    // Spoken for already: what the last collection could not delete yet, or on a dry run what one
+    // that waits has condemned.
+    let condemned = session::condemned(repo, newest)?;
+    repo.synchronise()?;
+    // The packs first: whoever wrote one of these is either among the sessions that are listed
+    // next, or over, and then its point is among the points listed after them.
+    let mut candidates = repo.index()?.packs();
+    candidates.retain(|(id, _)| !condemned.contains(id));
+    let roots = roots::gather(repo)?;
+    if !options.dry_run {
+        report.buried += bury(repo, &roots)?;
+    }
+    // The packs of points that were committed since must be known, too.
+    repo.synchronise()?;
+    let marks = mark(repo, &roots.points, &PackSet::new(), progress)?;
+    report.points = roots.points.len() as u64;
+    report.references += marks.references();
+    report.missing_chunks = marks.missing().len() as u64;
+    let mut decision = decide::decide(&candidates, &marks, &roots, options);
+    decision.tell(report);
+    // Packs of a writer that seems to be dead: the plan notes its last sign of life, and a later
+    // collection fences it if there was none since.
+    let suspects = decision.undecided && roots.any_writer_older_than(repo, options.stale_after);
+    if options.dry_run || (decision.is_empty() && !suspects) {
+        return Ok(None);
+    }
+    if !decision.thin.is_empty() {
+        repack::repack(repo, &mut decision, &marks, report, progress)?;
+    }
+    let Decision { mut dead, thin, .. } = decision;
+    dead.extend(thin);
+    dead.extend(condemned.iter().copied());
+    write_plan(repo, newest.generation.next(), dead, &roots, options).map(Some)
+}
+
+fn write_plan(
+    repo: &Inner,
+    generation: Generation,
+    mut condemned: Vec<PackId>,
+    roots: &Roots,
+    options: &CollectOptions,
+) -> Result<Generation> {
+    condemned.sort();
+    condemned.dedup();
+    let seen = |s: &SessionInfo| SeenSession { id: s.id, beat: s.beat };
+    let plan = Plan {
+        generation,
+        condemned,
+        sessions: roots.sessions.iter().map(seen).collect(),
+        by: options.by.clone(),
+        time: repo.entropy().now(),
+    };
+    let key = ObjectKey::GcPlan(generation);
+    match record::put(repo, key, &plan) {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::Exists => return Err(overtaken()),
+        Err(e) => return Err(e),
+    }
+    check_newest(repo, generation, key)?;
+    Ok(generation)
+}
+
+/// Whether collection `generation` is still the newest and goes on. A collector that slept may have
+/// created `key` in the place of one that was cleared away long ago: nobody heeds it, and it goes.
+fn check_newest(repo: &Inner, generation: Generation, key: ObjectKey) -> Result<()> {
+    let newest = session::newest(repo)?;
+    if newest.generation == generation && !newest.ended {
+        return Ok(());
+    }
+    match repo.storage().delete(key) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        _ => Err(overtaken()),
+    }
+}
+
+fn overtaken() -> Error {
+    let text = "another collection runs at the same time; this one leaves the work to it";
+    Error::new(ErrorKind::Busy, text)
+}
+
+/// Deletes the records of removed points that nothing holds: first the point, then its removal, so
+/// that it never shows again.
+fn bury(repo: &Inner, roots: &Roots) -> Result<u64> {
+    let mut buried = 0;
+    for &id in &roots.removed {
+        // What cannot be read may be a fence, which must stay; it stays hidden.
+        match load_point_cached(repo, id) {
+            Ok(Some(_)) => {}
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            _ => continue,
+        }
+        for key in [ObjectKey::Point(id), ObjectKey::Removal(id)] {
+            match repo.storage().delete(key) {
+                Ok(()) => {}
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                // Under a retention lock; it stays hidden.
+                Err(e) if e.kind() == ErrorKind::Denied => break,
+                Err(e) => return Err(e),
+            }
+        }
+        repo.points().remove(&id);
+        buried += 1;
+    }
+    Ok(buried)
+}

@@ -1,0 +1,80 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use backstay_format::PointId;
+use backstay_format::point::RecoveryPoint;
+use backstay_format::session::SessionKind;
+
+use jiff::SignedDuration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Folder, ObjectKey};
+use crate::repository::{Inner, load_point_cached, pins, removals};
+use crate::session::{SessionInfo, open_sessions};
+
+/// What must stay.
+#[derive(Debug)]
+pub(super) struct Roots {
+    /// The points whose chunks are needed: all that are not removed, and removed ones that are
+    /// held.
+    pub(super) points: Vec<Arc<RecoveryPoint>>,
+    /// Removed points that nothing holds.
+    pub(super) removed: Vec<PointId>,
+    /// The open sessions.
+    pub(super) sessions: Vec<SessionInfo>,
+}
+
+impl Roots {
+    /// The sessions that may still commit a point.
+    pub(super) fn writers(&self) -> BTreeSet<PointId> {
+        let writers = self.sessions.iter().filter(|s| s.kind == SessionKind::Writer);
+        writers.map(|s| s.id).collect()
+    }
+
+    /// Whether a writer has been open for long, by the clocks of its host and this one.
+    pub(super) fn any_writer_older_than(&self, repo: &Inner, age: SignedDuration) -> bool {
+        let now = repo.entropy().now();
+        let writers = self.sessions.iter().filter(|s| s.kind == SessionKind::Writer);
+        writers.into_iter().any(|s| now.duration_since(s.created) >= age)
+    }
+}
+
+/// Reads what must stay. The order is what makes it safe:
+///
+/// - Removals before pins and sessions: whoever holds a point asks, after registering, whether it
+///   is removed. So who is not seen here saw every removal that is seen here, and held nothing.
+/// - Sessions before points: a writer that is not seen as open was over, and its point, if it
+///   committed one, is seen.
+pub(super) fn gather(repo: &Inner) -> Result<Roots> {
+    let removals = removals(repo)?;
+    let pins = pins(repo)?;
+    let sessions = open_sessions(repo)?;
+    let mut held: BTreeSet<PointId> = pins.iter().map(|p| p.point).collect();
+    held.extend(sessions.iter().flat_map(|s| s.holds.iter().copied()));
+    let mut points = Vec::new();
+    for key in repo.storage().list(Folder::Points)? {
+        let ObjectKey::Point(id) = key else { continue };
+        if removals.contains(&id) && !held.contains(&id) {
+            continue;
+        }
+        match load_point_cached(repo, id) {
+            Ok(Some(point)) => points.push(point),
+            // A fence.
+            Ok(None) => {}
+            // Buried by another collection since the listing.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) if e.kind() == ErrorKind::Damaged => return Err(unknown_needs(id, e)),
+            Err(e) => return Err(e),
+        }
+    }
+    let removed = removals.difference(&held).copied().collect();
+    Ok(Roots { points, removed, sessions })
+}
+
+fn unknown_needs(id: PointId, e: Error) -> Error {
+    e.context(format!(
+        "recovery point {} cannot be read, so it is not known which chunks it needs and nothing \
+         is deleted; repair it or remove it first",
+        id.short()
+    ))
+}

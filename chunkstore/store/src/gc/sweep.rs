@@ -1,0 +1,223 @@
+use std::collections::{BTreeMap, HashSet};
+
+use backstay_format::PackId;
+use backstay_format::gc::{End, Generation, Plan, Verdict};
+use backstay_format::session::SessionKind;
+
+use crate::error::{ErrorKind, Result};
+use crate::index::{ChunkLocation, PackInfo, PackSet};
+use crate::key::{Folder, ObjectKey};
+use crate::pack::read_footer;
+use crate::progress::Progress;
+use crate::record;
+use crate::repository::Inner;
+use crate::session::{self, SessionInfo};
+
+use super::mark::{Marks, mark};
+use super::{Amount, CollectOptions, CollectReport, check_newest, roots};
+
+/// Ends of past collections that are kept: a node that comes back learns from them that packs were
+/// collected and not lost.
+const ENDS_KEPT: u64 = 8;
+
+/// Takes a planned collection to its end, if no writer stands in its way. Tells whether it did.
+pub(super) fn sweep(
+    repo: &Inner,
+    generation: Generation,
+    options: &CollectOptions,
+    report: &mut CollectReport,
+    progress: &dyn Progress,
+) -> Result<bool> {
+    report.generation = generation;
+    let plan: Plan = record::get(repo, ObjectKey::GcPlan(generation))?;
+    let packs: BTreeMap<PackId, PackInfo> = repo.index()?.packs().into_iter().collect();
+    let verdict = match record::get::<Verdict>(repo, ObjectKey::GcVerdict(generation)) {
+        Ok(verdict) => verdict,
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            report.waiting_for = older_writers(repo, &plan, options, report)?;
+            if !report.waiting_for.is_empty() {
+                report.later = amount(&plan.condemned, &packs);
+                return Ok(false);
+            }
+            judge(repo, &plan, report, progress)?
+        }
+        Err(e) => return Err(e),
+    };
+    report.later = Amount::default();
+    let (deleted, locked) = delete(repo, &verdict, &packs, report)?;
+    let doomed: HashSet<&PackId> = verdict.doomed.iter().collect();
+    let kept: Vec<PackId> =
+        plan.condemned.iter().filter(|p| !doomed.contains(p)).copied().collect();
+    report.kept = amount(&kept, &packs);
+    let end = End { generation, deleted, kept, locked, time: repo.entropy().now() };
+    // The packs are gone: only now may writers stop to avoid those that stay.
+    put_first(repo, ObjectKey::GcEnd(generation), &end)?;
+    repo.index()?.collected(&end.deleted)?;
+    forget_old(repo, generation)?;
+    Ok(true)
+}
+
+fn amount(ids: &[PackId], packs: &BTreeMap<PackId, PackInfo>) -> Amount {
+    let mut amount = Amount::default();
+    for info in ids.iter().filter_map(|id| packs.get(id)) {
+        amount.add(info.len);
+    }
+    amount
+}
+
+/// Writers that registered before the plan. Those that are dead are fenced; the others are waited
+/// for. A session that only seems dead loses its commit, never data of others.
+fn older_writers(
+    repo: &Inner,
+    plan: &Plan,
+    options: &CollectOptions,
+    report: &mut CollectReport,
+) -> Result<Vec<SessionInfo>> {
+    let mut waiting = Vec::new();
+    for s in session::open_sessions(repo)? {
+        if s.kind != SessionKind::Writer || s.epoch >= plan.generation {
+            continue;
+        }
+        let silent = plan.sessions.iter().any(|seen| seen.id == s.id && seen.beat == s.beat);
+        let age = repo.entropy().now().duration_since(plan.time);
+        if s.dead || (silent && age >= options.stale_after) {
+            let why = if s.dead { "its process is gone" } else { "it gave no sign of life" };
+            session::fence(repo, s.id, &options.by, why)?;
+            report.fenced.push(s);
+        } else {
+            waiting.push(s);
+        }
+    }
+    Ok(waiting)
+}
+
+/// Marks once more and writes the verdict (FORMAT.md, rule O11). From here on nothing can refer to a doomed pack: who
+/// could have is over, and who registered since the plan takes it for absent.
+fn judge(
+    repo: &Inner,
+    plan: &Plan,
+    report: &mut CollectReport,
+    progress: &dyn Progress,
+) -> Result<Verdict> {
+    let condemned: PackSet = plan.condemned.iter().copied().collect();
+    let roots = roots::gather(repo)?;
+    // After the points: the packs they need are listed now.
+    repo.synchronise()?;
+    let marks = mark(repo, &roots.points, &condemned, progress)?;
+    report.references += marks.references();
+    let mut doomed = Vec::new();
+    let mut relied_on = HashSet::new();
+    for &pack in &plan.condemned {
+        if marks.pack(pack).is_some() {
+            continue;
+        }
+        if agrees(repo, pack, &marks, &mut relied_on)? {
+            doomed.push(pack);
+        }
+    }
+    let verdict = Verdict { generation: plan.generation, doomed, time: repo.entropy().now() };
+    let key = ObjectKey::GcVerdict(plan.generation);
+    let verdict = put_first(repo, key, &verdict)?;
+    check_newest(repo, plan.generation, key)?;
+    Ok(verdict)
+}
+
+/// Whether a pack may go by what it says itself: every entry stands in the index where the pack has
+/// it, so that the marks speak of this pack; none is missing elsewhere; and each pack that holds
+/// the copy that is needed answers. The index alone is never enough to delete anything.
+fn agrees(
+    repo: &Inner,
+    pack: PackId,
+    marks: &Marks,
+    relied_on: &mut HashSet<PackId>,
+) -> Result<bool> {
+    let footer = match read_footer(repo.storage(), repo.config().id, repo.keys(), pack) {
+        Ok(footer) => footer,
+        // Gone already: by a collector that died before it wrote the end.
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(true),
+        Err(error) => {
+            tracing::warn!(%pack, %error, "a condemned pack cannot be read and stays");
+            return Ok(false);
+        }
+    };
+    let index = repo.index()?;
+    for (n, e) in footer.entries.iter().enumerate() {
+        let here = ChunkLocation::new(pack, footer.header.kind, n, e);
+        let copies = index.copies(e.id)?;
+        if !copies.contains(&here) || marks.missing().contains(&e.id) {
+            tracing::warn!(%pack, chunk = %e.id, "the index and a condemned pack differ; it stays");
+            return Ok(false);
+        }
+        let Some(needed) = copies.iter().find(|l| marks.has(l)) else { continue };
+        if relied_on.insert(needed.pack) {
+            repo.storage().size(ObjectKey::Pack(needed.pack))?;
+        }
+    }
+    Ok(true)
+}
+
+/// Creates an object that several collectors may try to create: the first stands for all.
+fn put_first<R: backstay_format::record::Record + Clone>(
+    repo: &Inner,
+    key: ObjectKey,
+    record: &R,
+) -> Result<R> {
+    match record::put(repo, key, record) {
+        Ok(()) => Ok(record.clone()),
+        Err(e) if e.kind() == ErrorKind::Exists => record::get(repo, key),
+        Err(e) => Err(e),
+    }
+}
+
+/// Deletes the doomed packs; tells which are gone, and which a retention lock keeps.
+fn delete(
+    repo: &Inner,
+    verdict: &Verdict,
+    packs: &BTreeMap<PackId, PackInfo>,
+    report: &mut CollectReport,
+) -> Result<(Vec<PackId>, Vec<PackId>)> {
+    let (mut deleted, mut locked) = (Vec::new(), Vec::new());
+    for &pack in &verdict.doomed {
+        let len = packs.get(&pack).map_or(0, |i| i.len);
+        match repo.storage().delete(ObjectKey::Pack(pack)) {
+            Ok(()) => report.freed.add(len),
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            // A retention lock: a later collection tries again.
+            Err(e) if e.kind() == ErrorKind::Denied => {
+                report.locked.add(len);
+                locked.push(pack);
+                continue;
+            }
+            Err(e) => return Err(e),
+        }
+        deleted.push(pack);
+        match repo.storage().delete(ObjectKey::Parity(pack)) {
+            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Denied) => {
+                return Err(e);
+            }
+            _ => {}
+        }
+    }
+    Ok((deleted, locked))
+}
+
+/// Deletes what past collections left, but the last ends.
+fn forget_old(repo: &Inner, generation: Generation) -> Result<()> {
+    for key in repo.storage().list(Folder::Gc)? {
+        let old = match key {
+            ObjectKey::GcPlan(n) | ObjectKey::GcVerdict(n) => n < generation,
+            ObjectKey::GcEnd(n) => n.0 + ENDS_KEPT < generation.0,
+            _ => false,
+        };
+        if !old {
+            continue;
+        }
+        match repo.storage().delete(key) {
+            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Denied) => {
+                return Err(e);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

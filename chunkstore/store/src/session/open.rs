@@ -1,0 +1,179 @@
+//! The sessions of a repository: listing them, and fencing those that are dead.
+
+use std::collections::BTreeMap;
+
+use backstay_format::gc::Generation;
+use backstay_format::session::{Fence, Owner, Session, SessionKind};
+use backstay_format::{PointId, magic};
+use jiff::Timestamp;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Folder, ObjectKey};
+use crate::owner;
+use crate::record;
+use crate::repository::Inner;
+
+/// An open session, as others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionInfo {
+    /// Its id; for a writer also the id of the point it may commit.
+    pub id: PointId,
+    /// Whether it writes or reads.
+    pub kind: SessionKind,
+    /// The newest collection it knew when it registered.
+    pub epoch: Generation,
+    /// The points it holds.
+    pub holds: Vec<PointId>,
+    /// The process behind it.
+    pub owner: Owner,
+    /// What it is for.
+    pub purpose: String,
+    /// When it registered, by its own clock.
+    pub created: Timestamp,
+    /// How often it gave a sign of life.
+    pub beat: u32,
+    /// Whether its process is known to be gone.
+    pub dead: bool,
+}
+
+impl SessionInfo {
+    fn new(s: Session, beat: u32) -> Self {
+        Self {
+            id: s.id,
+            kind: s.kind,
+            epoch: s.epoch,
+            holds: s.holds,
+            dead: owner::known_dead(&s.owner),
+            owner: s.owner,
+            purpose: s.purpose,
+            created: s.created,
+            beat,
+        }
+    }
+}
+
+/// Listings tried while sessions come and go.
+const TRIES: usize = 8;
+
+/// The open sessions, oldest first. A session is over when its point or its fence exists.
+///
+/// A record that cannot be read is an error: what that session holds is not known.
+pub(crate) fn open_sessions(repo: &Inner) -> Result<Vec<SessionInfo>> {
+    for _ in 0..TRIES {
+        if let Some(sessions) = try_open_sessions(repo)? {
+            return Ok(sessions);
+        }
+    }
+    Err(Error::new(ErrorKind::Busy, "the sessions change too fast to be listed; try again"))
+}
+
+/// Nothing if a session ended between listing and reading, and left its last sign of life.
+fn try_open_sessions(repo: &Inner) -> Result<Option<Vec<SessionInfo>>> {
+    // The registration is the object with the lowest number, the last sign of life that with the
+    // highest.
+    let mut found: BTreeMap<PointId, (u32, u32)> = BTreeMap::new();
+    for key in repo.storage().list(Folder::Sessions)? {
+        if let ObjectKey::Session(id, beat) = key {
+            let known = found.entry(id).or_insert((beat, beat));
+            *known = (beat.min(known.0), beat.max(known.1));
+        }
+    }
+    let mut open = Vec::new();
+    for (id, (registered, beat)) in found {
+        let key = ObjectKey::Session(id, registered);
+        match record::get::<Session>(repo, key) {
+            Ok(session) if session.id != id => {
+                let text = format!("{key} says it is session {}", session.id);
+                return Err(Error::new(ErrorKind::Damaged, text));
+            }
+            Ok(session) if !is_over(repo, id)? => open.push(SessionInfo::new(session, beat)),
+            Ok(_) => {}
+            // It ended. One that registers anew does so under a number that was there before.
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                if registered != beat {
+                    return Ok(None);
+                }
+            }
+            Err(e) => {
+                return Err(e.context(format!(
+                    "{key} cannot be read, so it is not known what that session holds; \
+                     `backstay session fence {id}` gives it up"
+                )));
+            }
+        }
+    }
+    open.sort_by_key(|s| (s.created, s.id));
+    Ok(Some(open))
+}
+
+fn is_over(repo: &Inner, id: PointId) -> Result<bool> {
+    match repo.storage().size(ObjectKey::Point(id)) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Forbids a session to commit, and takes its registration away. Safe at any time: of its commit
+/// and the fence the first stands. Tells whether the session had committed already.
+pub(crate) fn fence(repo: &Inner, id: PointId, by: &str, reason: &str) -> Result<bool> {
+    let fence =
+        Fence { id, reason: reason.to_owned(), by: by.to_owned(), time: repo.entropy().now() };
+    let committed = match record::put(repo, ObjectKey::Point(id), &fence) {
+        Ok(()) => false,
+        Err(e) if e.kind() == ErrorKind::Exists => !is_fence(repo, id)?,
+        Err(e) => return Err(e),
+    };
+    remove_records(repo, id)?;
+    Ok(committed)
+}
+
+/// Takes a session's registration away: only when it is over.
+pub(crate) fn remove_records(repo: &Inner, id: PointId) -> Result<()> {
+    for key in repo.storage().list(Folder::Sessions)? {
+        if matches!(key, ObjectKey::Session(other, _) if other == id) {
+            match repo.storage().delete(key) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Clears away the records of sessions that are over.
+pub(crate) fn clear(repo: &Inner) -> Result<()> {
+    let mut ids: Vec<PointId> = Vec::new();
+    for key in repo.storage().list(Folder::Sessions)? {
+        let ObjectKey::Session(id, _) = key else { continue };
+        if !ids.contains(&id) && is_over(repo, id)? {
+            ids.push(id);
+        }
+    }
+    for id in ids {
+        remove_records(repo, id)?;
+    }
+    Ok(())
+}
+
+/// Gives up the sessions whose process is known to be gone, and tells which writers were fenced.
+pub(crate) fn retire_dead(repo: &Inner, by: &str) -> Result<Vec<SessionInfo>> {
+    let mut fenced = Vec::new();
+    for s in open_sessions(repo)?.into_iter().filter(|s| s.dead) {
+        match s.kind {
+            SessionKind::Writer => {
+                fence(repo, s.id, by, "its process is gone")?;
+                fenced.push(s);
+            }
+            SessionKind::Reader => remove_records(repo, s.id)?,
+        }
+    }
+    Ok(fenced)
+}
+
+/// Whether the object in a point's place is a fence.
+fn is_fence(repo: &Inner, id: PointId) -> Result<bool> {
+    let mut head = [0u8; 8];
+    repo.storage().read_at(ObjectKey::Point(id), 0, &mut head)?;
+    Ok(head == magic::FENCE)
+}

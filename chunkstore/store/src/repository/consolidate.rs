@@ -38,9 +38,14 @@ pub(crate) fn consolidate(inner: &Inner) -> Result<Consolidated> {
     let mut merge = Merge::new(inner)?;
     let mut old = merge.choose(&objects)?;
     let missing = merge.missing(&objects)?;
-    if let ([(_, Gone::None)], []) = (old.as_slice(), missing.as_slice()) {
-        // One small object, and nothing to merge it with.
-        old.clear();
+    // One small object of its sort, and nothing to merge it with.
+    let sort = |id: &IndexId| id.as_bytes()[0];
+    let counts = [0, 1].map(|s| old.iter().filter(|(id, _)| sort(id) == s).count());
+    let lone = |(id, gone): &(IndexId, Gone)| {
+        *gone == Gone::None && counts.get(usize::from(sort(id))) == Some(&1)
+    };
+    for (id, _) in old.extract_if(.., |o| lone(o)) {
+        merge.keep(id)?;
     }
     for (id, _) in &old {
         merge.take_in(*id)?;
@@ -75,6 +80,11 @@ fn list_objects(inner: &Inner) -> Result<Vec<(IndexId, u64)>> {
 enum Gone {
     None,
     Some,
+}
+
+/// An object that is gone was merged by another consolidation meanwhile.
+fn unless_gone(result: Result<()>) -> Result<()> {
+    result.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
 
 struct Merge<'a> {
@@ -148,15 +158,24 @@ impl<'a> Merge<'a> {
         Ok(missing.into_iter().collect())
     }
 
+    /// An object stays: its packs need not stand in another.
+    fn keep(&mut self, id: IndexId) -> Result<()> {
+        let inner = self.inner;
+        unless_gone(inner.each_table(id, &mut |table| {
+            self.seen.insert(table.pack);
+            Ok(())
+        }))
+    }
+
     fn take_in(&mut self, id: IndexId) -> Result<()> {
         self.millis = self.millis.max(object_millis(id));
         let inner = self.inner;
-        inner.each_table(id, &mut |table| {
+        unless_gone(inner.each_table(id, &mut |table| {
             if self.packs.contains(&table.pack) && self.seen.insert(table.pack) {
                 self.append(&table)?;
             }
             Ok(())
-        })
+        }))
     }
 
     fn append(&mut self, table: &PackTable) -> Result<()> {

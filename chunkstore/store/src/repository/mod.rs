@@ -5,6 +5,8 @@ mod consolidate;
 mod damage;
 mod exchange;
 mod gate;
+#[cfg(test)]
+mod index_tests;
 mod inner;
 mod removal;
 mod rounds;

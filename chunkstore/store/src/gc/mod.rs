@@ -22,7 +22,7 @@ use crate::index::PackSet;
 use crate::key::ObjectKey;
 use crate::progress::Progress;
 use crate::record;
-use crate::repository::{Inner, load_point_cached};
+use crate::repository::{Inner, consolidate, load_point_cached};
 use crate::session::{self, SessionInfo};
 
 use decide::Decision;
@@ -132,7 +132,12 @@ pub(crate) fn collect(
         }
     }
     let Some(plan) = make_plan(repo, options, &mut report, progress)? else { return Ok(report) };
-    sweep::sweep(repo, plan, options, &mut report, progress)?;
+    if sweep::sweep(repo, plan, options, &mut report, progress)?
+        && let Err(error) = consolidate(repo)
+    {
+        // The collection is over. What index objects say is derived, and the next one tries again.
+        tracing::warn!(%error, "the index objects were not merged");
+    }
     Ok(report)
 }
 

@@ -1,6 +1,7 @@
 //! Tools for tests: a file system that loses power, and randomness that repeats.
 
 pub mod fuzz;
+mod index;
 mod sim_fs;
 
 use std::fmt;
@@ -9,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::entropy::Entropy;
 
+pub use index::lookup;
 pub use sim_fs::SimFs;
 
 /// Random bytes from a seed: the same seed, the same bytes.

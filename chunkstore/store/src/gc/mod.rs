@@ -11,7 +11,10 @@ mod decide;
 mod mark;
 mod repack;
 mod roots;
+mod summary;
 mod sweep;
+
+use std::sync::Arc;
 
 use backstay_format::PackId;
 use backstay_format::gc::{Generation, Plan, SeenSession};
@@ -19,7 +22,7 @@ use jiff::SignedDuration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::PackSet;
-use crate::key::ObjectKey;
+use crate::key::{Folder, ObjectKey};
 use crate::progress::Progress;
 use crate::record;
 use crate::repository::{Inner, consolidate, load_point_cached};
@@ -28,6 +31,8 @@ use crate::session::{self, SessionInfo};
 use decide::Decision;
 use mark::mark;
 use roots::Roots;
+pub(crate) use summary::MemorySummaries;
+use summary::{RocksSummaries, Summaries};
 
 /// How a collection goes about its work.
 #[derive(Clone, Debug)]
@@ -164,7 +169,8 @@ fn make_plan(
     }
     // The packs of points that were committed since must be known, too.
     repo.synchronise()?;
-    let marks = mark(repo, &roots.points, &PackSet::new(), progress)?;
+    let known = summaries(repo)?;
+    let marks = mark(repo, &roots.points, &PackSet::new(), &*known, progress)?;
     report.points = roots.points.len() as u64;
     report.references += marks.references();
     report.missing_chunks = marks.missing().len() as u64;
@@ -228,6 +234,28 @@ fn check_newest(repo: &Inner, generation: Generation, key: ObjectKey) -> Result<
 fn overtaken() -> Error {
     let text = "another collection runs at the same time; this one leaves the work to it";
     Error::new(ErrorKind::Busy, text)
+}
+
+/// What earlier collections of this host remember. Damage that was found since may mean that other
+/// copies count now: then nothing is remembered.
+fn summaries(repo: &Inner) -> Result<Arc<dyn Summaries>> {
+    let known: Arc<dyn Summaries> = match repo.marks_dir() {
+        None => repo.summaries().clone(),
+        Some(dir) => match RocksSummaries::open(&dir) {
+            Ok(known) => Arc::new(known),
+            Err(error) => {
+                tracing::warn!(%error, "all references are followed");
+                Arc::new(MemorySummaries::default())
+            }
+        },
+    };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"1");
+    for key in repo.storage().list(Folder::Quarantine)? {
+        hasher.update(key.path().as_bytes());
+    }
+    known.stamp(hasher.finalize().as_bytes());
+    Ok(known)
 }
 
 /// Deletes the records of removed points that nothing holds: first the point, then its removal, so

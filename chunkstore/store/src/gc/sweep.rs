@@ -14,7 +14,7 @@ use crate::repository::Inner;
 use crate::session::{self, SessionInfo};
 
 use super::mark::{Marks, mark};
-use super::{Amount, CollectOptions, CollectReport, check_newest, roots};
+use super::{Amount, CollectOptions, CollectReport, check_newest, roots, summaries};
 
 /// Ends of past collections that are kept: a node that comes back learns from them that packs were
 /// collected and not lost.
@@ -103,7 +103,8 @@ fn judge(
     let roots = roots::gather(repo)?;
     // After the points: the packs they need are listed now.
     repo.synchronise()?;
-    let marks = mark(repo, &roots.points, &condemned, progress)?;
+    let known = summaries(repo)?;
+    let marks = mark(repo, &roots.points, &condemned, &*known, progress)?;
     report.references += marks.references();
     let mut doomed = Vec::new();
     let mut relied_on = HashSet::new();

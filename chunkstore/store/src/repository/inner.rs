@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 use backstay_format::config::RepoConfig;
@@ -12,6 +13,7 @@ use quick_cache::sync::Cache;
 
 use crate::entropy::Entropy;
 use crate::error::Result;
+use crate::gc::MemorySummaries;
 use crate::index::{ChunkIndex, IndexChoice, MemoryIndex, RocksIndex};
 use crate::keys::Keys;
 use crate::owner;
@@ -40,6 +42,8 @@ pub(crate) struct Inner {
     keys: Arc<Keys>,
     entropy: Arc<dyn Entropy>,
     index_choice: IndexChoice,
+    /// What collections remember where the index is in memory.
+    summaries: Arc<MemorySummaries>,
     index: Mutex<Option<Arc<dyn ChunkIndex>>>,
     adopter: Arc<Adopter>,
     pending: Pending,
@@ -81,6 +85,7 @@ impl Inner {
             keys,
             entropy,
             index_choice,
+            summaries: Arc::default(),
             index: Mutex::new(None),
             adopter: Arc::new(Adopter::new(source, options.background)),
             pending: Pending::default(),
@@ -128,6 +133,18 @@ impl Inner {
     /// Who stands behind this process's sessions.
     pub(crate) fn owner(&self) -> &Owner {
         &self.owner
+    }
+
+    /// Where collections keep what they remember; nothing where the index is in memory.
+    pub(crate) fn marks_dir(&self) -> Option<PathBuf> {
+        match &self.index_choice {
+            IndexChoice::Directory(dir) => Some(dir.join("marks")),
+            IndexChoice::Memory => None,
+        }
+    }
+
+    pub(crate) fn summaries(&self) -> &Arc<MemorySummaries> {
+        &self.summaries
     }
 
     pub(crate) fn nodes(&self) -> &NodeCache {

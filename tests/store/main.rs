@@ -11,6 +11,7 @@ mod conformance;
 mod damage;
 mod faults;
 mod index;
+mod keys;
 mod model;
 mod power;
 mod processes;

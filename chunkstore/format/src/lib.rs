@@ -16,6 +16,7 @@ pub mod magic;
 pub mod node;
 pub mod pack;
 pub mod point;
+pub mod recovery;
 mod size;
 
 pub use error::{FormatError, FormatErrorKind};

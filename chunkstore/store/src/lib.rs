@@ -24,6 +24,7 @@ mod storage;
 mod vfs;
 
 pub use backstay_format::config::{Encryption, RepoConfig};
+pub use backstay_format::keyslot::SlotKind;
 pub use backstay_format::point::{Consistency, DiskRecord, Origin, PointStats, RecoveryPoint};
 pub use backstay_format::{ChunkId, ChunkIndex, ChunkSize, PackId, PointId, RepoId, SlotId};
 
@@ -36,8 +37,10 @@ pub use key::{Folder, ObjectKey};
 pub use location::Location;
 pub use progress::{NoProgress, Progress};
 pub use read::{ImageReader, ReadScratch};
-pub use repository::{InitOptions, KeySlotInfo, OpenOptions, PointList, RepoStats, Repository};
-pub use secret::{Secret, Unlock};
+pub use repository::{
+    InitOptions, KeyRotation, KeySlotInfo, OpenOptions, PointList, RepoStats, Repository,
+};
+pub use secret::{RecoveryKey, Secret, Unlock};
 pub use session::{ChunkStats, ImageWriter, NewPoint, WriteScratch, WriteSession};
 pub use storage::{FaultPlan, FaultStorage, LocalStorage, MemoryStorage, Storage};
 pub use vfs::{RealFs, Vfs, VfsRead, VfsWrite};

@@ -105,6 +105,10 @@ impl Storage for FaultStorage {
         self.call("delete", || self.inner.delete(key))
     }
 
+    fn claim(&self, what: &str) -> Result<Box<dyn Send>> {
+        self.call("claim", || self.inner.claim(what))
+    }
+
     fn tidy(&self) -> Result<()> {
         self.call("tidy", || self.inner.tidy())
     }

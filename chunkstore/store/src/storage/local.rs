@@ -2,13 +2,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use quick_cache::sync::Cache;
 
 use super::Storage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Folder, ObjectKey};
-use crate::vfs::{RealFs, Vfs, VfsRead};
+use crate::vfs::{RealFs, Vfs, VfsRead, VfsWrite};
 
 /// A directory of the local (or a mounted) file system.
 ///
@@ -30,6 +31,10 @@ pub struct LocalStorage {
 const OPEN_FILES_MAX: usize = 256;
 
 const TEMP_DIR: &str = "tmp";
+
+/// How often, and how far apart, a claim that another holds is asked for: five seconds in all.
+const CLAIM_TRIES: u32 = 250;
+const CLAIM_PAUSE: Duration = Duration::from_millis(20);
 
 impl LocalStorage {
     /// Makes the directories of a new repository in `root`, which must be missing or empty.
@@ -119,6 +124,23 @@ impl LocalStorage {
         self.fs.rename_new(temp, &path)?;
         drop(file);
         self.fs.sync_dir(dir)
+    }
+}
+
+/// A claim: an owned file in `tmp`, which a clean-up takes away when its process has died.
+#[derive(Debug)]
+struct Claim {
+    fs: Arc<dyn Vfs>,
+    path: PathBuf,
+    file: Option<Box<dyn VfsWrite>>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Removed while it is still owned, so that it cannot be the next holder's file. If it
+        // stays, it has no owner any more and the next one to ask takes it away.
+        let _ = self.fs.remove(&self.path);
+        self.file = None;
     }
 }
 
@@ -222,6 +244,27 @@ impl Storage for LocalStorage {
         self.open_files.remove(&key);
         let dir = path.parent().unwrap_or(&self.root);
         self.fs.sync_dir(dir).map_err(|e| Error::io(format!("cannot remove {key}"), e))
+    }
+
+    fn claim(&self, what: &str) -> Result<Box<dyn Send>> {
+        let path = self.root.join(TEMP_DIR).join(format!("claim-{what}"));
+        for _ in 0..CLAIM_TRIES {
+            match self.fs.create_new(&path) {
+                Ok(file) => {
+                    let file = Some(file);
+                    return Ok(Box::new(Claim { fs: self.fs.clone(), path, file }));
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Error::io(format!("cannot claim {what}"), e)),
+            }
+            // A holder that died left it; it may also vanish right now. Then ask again at once.
+            if !matches!(self.fs.remove_if_unowned(&path), Ok(false)) {
+                continue;
+            }
+            std::thread::sleep(CLAIM_PAUSE);
+        }
+        let text = format!("another process holds the claim of {what} for too long");
+        Err(Error::new(ErrorKind::Busy, text))
     }
 
     /// Temporary files whose writer is gone.

@@ -37,6 +37,14 @@ pub trait Storage: Send + Sync + Debug {
     /// Removes an object. `NotFound` if there is none.
     fn delete(&self, key: ObjectKey) -> Result<()>;
 
+    /// Claims `what` (a word) for one at a time, among all threads and processes that use this
+    /// storage, until the claim is dropped or its process dies. `Busy` if another does not let go
+    /// within some seconds. A storage that has no such thing gives everybody a claim.
+    fn claim(&self, what: &str) -> Result<Box<dyn Send>> {
+        let _ = what;
+        Ok(Box::new(()))
+    }
+
     /// Removes what writers that no longer live have left unfinished.
     fn tidy(&self) -> Result<()> {
         Ok(())

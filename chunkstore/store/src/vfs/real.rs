@@ -64,6 +64,8 @@ impl Vfs for RealFs {
     fn remove_if_unowned(&self, path: &Path) -> io::Result<bool> {
         let file = File::open(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // Gone already: by now the name may be that of another's file.
+            Ok(()) if file.metadata()?.nlink() == 0 => Ok(false),
             Ok(()) => std::fs::remove_file(path).map(|()| true),
             Err(Errno::WOULDBLOCK) => Ok(false),
             Err(e) => Err(e.into()),

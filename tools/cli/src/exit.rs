@@ -299,11 +299,12 @@ fn below_daemon(error: &dyn StdError) -> Exit {
 /// Adds the usual next step of a kind of failure, where there is one.
 fn with_remedy(error: CliError) -> CliError {
     match error.exit {
-        Exit::WrongKey => {
-            error.hint("backstay repo key list      shows which keys open this repository").hint(
+        Exit::WrongKey => error
+            .hint("backstay repo key list      shows which keys open this repository")
+            .hint(
                 "check --key-file, --passphrase-file, --passphrase-command or BACKSTAY_PASSPHRASE",
             )
-        }
+            .hint("--recovery-key-file FILE    opens it when every other key is lost"),
         Exit::Damaged => {
             error.hint("backstay repo check --read-data      lists everything that is damaged")
         }

@@ -7,6 +7,7 @@ mod it {
     mod journey;
     mod keys;
     mod mounts;
+    mod recovery;
     mod support;
     mod together;
 }

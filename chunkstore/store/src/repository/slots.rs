@@ -126,7 +126,7 @@ pub(super) fn open_keys(
     let text = match (damaged, tried) {
         // The slot that would have fitted may be the damaged one: that is no wrong key.
         (Some(e), _) => {
-            return Err(e.context("no readable key slot fits, and a key slot is damaged"));
+            return Err(e.context("no readable key slot fits, and one cannot be read"));
         }
         _ if readable == 0 => {
             let text = "the repository has lost its key slots";

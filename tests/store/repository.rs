@@ -188,6 +188,10 @@ fn nothing_of_the_data_or_the_names_is_readable_without_the_key() {
             stack.extend(std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
             continue;
         }
+        if path.ends_with("repo/reserve") {
+            // Large, of zeros, and never written.
+            continue;
+        }
         files += 1;
         let bytes = std::fs::read(&path).unwrap();
         for word in [&canary[..], b"secret-machine-name", b"image.raw"] {

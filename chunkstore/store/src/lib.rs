@@ -43,7 +43,7 @@ pub use repository::{
 pub use secret::{RecoveryKey, Secret, Unlock};
 pub use session::{ChunkStats, ImageWriter, NewPoint, WriteScratch, WriteSession};
 pub use storage::{FaultPlan, FaultStorage, LocalStorage, MemoryStorage, Storage};
-pub use vfs::{RealFs, Vfs, VfsRead, VfsWrite};
+pub use vfs::{RealFs, Space, Vfs, VfsRead, VfsWrite};
 
 #[cfg(feature = "testkit")]
 pub mod testkit;

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 
 use crate::entropy::Entropy;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkIndex, IndexChoice, MemoryIndex, RocksIndex};
 use crate::key::{Folder, ObjectKey};
 use crate::keys::Keys;
@@ -113,8 +113,24 @@ impl Inner {
             return Ok(index.clone());
         }
         let index = self.open_index()?;
-        self.adopt_packs(&*index)?;
+        let index = match self.adopt_packs(&*index) {
+            Ok(()) => index,
+            Err(e) => self.without_directory(e)?,
+        };
         *slot = Some(index.clone());
+        Ok(index)
+    }
+
+    /// An index in memory in the place of one whose directory is full or may not be written any
+    /// more: that must hinder no reader. Other errors stay errors.
+    fn without_directory(&self, e: Error) -> Result<Arc<dyn ChunkIndex>> {
+        let full = matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::Denied);
+        if !full || matches!(self.index_choice, IndexChoice::Memory) {
+            return Err(e);
+        }
+        tracing::warn!(error = %e, "the index directory cannot be used; reading all pack footers into memory");
+        let index: Arc<dyn ChunkIndex> = Arc::new(MemoryIndex::default());
+        self.adopt_packs(&*index)?;
         Ok(index)
     }
 
@@ -136,8 +152,10 @@ impl Inner {
     pub(crate) fn synchronise(&self) -> Result<()> {
         let index = self.index()?;
         let _one = self.synchronising.lock();
-        index.catch_up()?;
-        self.adopt_packs(&*index)
+        if let Err(e) = index.catch_up().and_then(|()| self.adopt_packs(&*index)) {
+            *self.index.lock() = Some(self.without_directory(e)?);
+        }
+        Ok(())
     }
 
     /// Forgets packs that are gone and reads the footers of those it does not know, and no chunk.

@@ -279,6 +279,7 @@ impl Repository {
     /// is then recognised without asking the index.
     pub fn begin(&self, base: Option<&RecoveryPoint>) -> Result<WriteSession> {
         self.inner.storage().tidy()?;
+        self.inner.storage().refill_reserve();
         WriteSession::begin(self.inner.clone(), base)
     }
 

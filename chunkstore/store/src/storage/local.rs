@@ -7,6 +7,7 @@ use std::time::Duration;
 use quick_cache::sync::Cache;
 
 use super::Storage;
+use super::reserve::Reserve;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Folder, ObjectKey};
 use crate::vfs::{RealFs, Vfs, VfsRead, VfsWrite};
@@ -16,10 +17,14 @@ use crate::vfs::{RealFs, Vfs, VfsRead, VfsWrite};
 /// An object is written to a temporary file, synced, renamed without overwriting, and its directory
 /// is synced (FORMAT.md, rules O1 and O4). A writer that dies leaves at most a temporary file,
 /// which the next writer removes.
+///
+/// A file named `reserve` keeps some space back for a full disk: objects other than packs, and
+/// packs stored by [`Storage::put_vital`], may use it.
 #[derive(Debug)]
 pub struct LocalStorage {
     root: PathBuf,
     fs: Arc<dyn Vfs>,
+    reserve: Reserve,
     open_files: Cache<ObjectKey, Arc<dyn VfsRead>>,
     next_temp: AtomicU64,
     /// Distinguishes the temporary files of this storage from those of others.
@@ -91,6 +96,7 @@ impl LocalStorage {
     fn new(root: &Path, fs: Arc<dyn Vfs>, temp_tag: &str) -> Self {
         Self {
             root: root.to_path_buf(),
+            reserve: Reserve::new(fs.clone(), root),
             fs,
             open_files: Cache::new(OPEN_FILES_MAX),
             next_temp: AtomicU64::new(0),
@@ -112,7 +118,22 @@ impl LocalStorage {
         }
     }
 
-    fn try_put(&self, temp: &Path, key: ObjectKey, parts: &[&[u8]]) -> io::Result<()> {
+    fn new_temp(&self) -> PathBuf {
+        let n = self.next_temp.fetch_add(1, Ordering::Relaxed);
+        self.root.join(TEMP_DIR).join(format!("{}-{n}", self.temp_tag))
+    }
+
+    /// Each try has a temporary file of its own: after a failed write or sync nothing is known of
+    /// the old one (FORMAT.md, rule O6).
+    fn try_put(&self, key: ObjectKey, parts: &[&[u8]]) -> io::Result<()> {
+        let temp = self.new_temp();
+        self.write(&temp, key, parts).inspect_err(|_| {
+            // Frees the space on a full disk; the name is ours alone.
+            let _ = self.fs.remove(&temp);
+        })
+    }
+
+    fn write(&self, temp: &Path, key: ObjectKey, parts: &[&[u8]]) -> io::Result<()> {
         let path = self.path(key);
         let dir = path.parent().unwrap_or(&self.root);
         let mut file = self.fs.create_new(temp)?;
@@ -177,14 +198,28 @@ fn check_empty(root: &Path, names: &[String]) -> Result<()> {
 }
 
 impl Storage for LocalStorage {
+    /// Packs leave the reserve alone; all other objects are small, and are what a full disk needs.
     fn put(&self, key: ObjectKey, parts: &[&[u8]]) -> Result<()> {
-        let n = self.next_temp.fetch_add(1, Ordering::Relaxed);
-        let temp = self.root.join(TEMP_DIR).join(format!("{}-{n}", self.temp_tag));
-        self.try_put(&temp, key, parts).map_err(|e| {
-            // Frees the space on a full disk; the name is ours alone.
-            let _ = self.fs.remove(&temp);
-            Error::io(format!("cannot write {key}"), e)
-        })
+        if !matches!(key, ObjectKey::Pack(_)) {
+            return self.put_vital(key, parts);
+        }
+        let bytes = parts.iter().map(|p| p.len() as u64).sum();
+        self.reserve
+            .leave(bytes)
+            .and_then(|()| self.try_put(key, parts))
+            .map_err(|e| Error::io(format!("cannot write {key}"), e))
+    }
+
+    fn put_vital(&self, key: ObjectKey, parts: &[&[u8]]) -> Result<()> {
+        self.reserve
+            .vital(|| self.try_put(key, parts))
+            .map_err(|e| Error::io(format!("cannot write {key}"), e))
+    }
+
+    fn refill_reserve(&self) {
+        if let Err(error) = self.reserve.refill(&self.new_temp()) {
+            tracing::debug!(%error, "no space could be reserved");
+        }
     }
 
     fn get(&self, key: ObjectKey, max: u64) -> Result<Vec<u8>> {
@@ -240,16 +275,18 @@ impl Storage for LocalStorage {
 
     fn delete(&self, key: ObjectKey) -> Result<()> {
         let path = self.path(key);
-        self.fs.remove(&path).map_err(|e| Error::io(format!("cannot remove {key}"), e))?;
+        let cannot = |e| Error::io(format!("cannot remove {key}"), e);
+        // Some file systems need space even for removing.
+        self.reserve.vital(|| self.fs.remove(&path)).map_err(cannot)?;
         self.open_files.remove(&key);
         let dir = path.parent().unwrap_or(&self.root);
-        self.fs.sync_dir(dir).map_err(|e| Error::io(format!("cannot remove {key}"), e))
+        self.fs.sync_dir(dir).map_err(cannot)
     }
 
     fn claim(&self, what: &str) -> Result<Box<dyn Send>> {
         let path = self.root.join(TEMP_DIR).join(format!("claim-{what}"));
         for _ in 0..CLAIM_TRIES {
-            match self.fs.create_new(&path) {
+            match self.reserve.vital(|| self.fs.create_new(&path)) {
                 Ok(file) => {
                     let file = Some(file);
                     return Ok(Box::new(Claim { fs: self.fs.clone(), path, file }));

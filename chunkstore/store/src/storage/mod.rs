@@ -3,6 +3,7 @@
 mod fault;
 mod local;
 mod memory;
+mod reserve;
 
 use std::fmt::Debug;
 
@@ -21,6 +22,17 @@ pub trait Storage: Send + Sync + Debug {
     /// this returns `Ok`. [`crate::ErrorKind::Exists`] if the name is taken: nothing is ever
     /// overwritten (FORMAT.md, rule O4). After any other error the object may or may not exist.
     fn put(&self, key: ObjectKey, parts: &[&[u8]]) -> Result<()>;
+
+    /// The same for an object that a full storage must still take, so that space can be won back:
+    /// records of removals and collections, and packs written by collecting and repairing. May use
+    /// a reserve that packs of backups leave alone.
+    fn put_vital(&self, key: ObjectKey, parts: &[&[u8]]) -> Result<()> {
+        self.put(key, parts)
+    }
+
+    /// Makes the reserve again if there is room for it. Called when a backup begins and when a
+    /// collection has ended; that it cannot be made is nobody's failure.
+    fn refill_reserve(&self) {}
 
     /// The whole object, if it is at most `max` bytes long; longer is `Damaged`.
     fn get(&self, key: ObjectKey, max: u64) -> Result<Vec<u8>>;

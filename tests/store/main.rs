@@ -10,6 +10,7 @@
 mod conformance;
 mod damage;
 mod faults;
+mod full_disk;
 mod index;
 mod keys;
 mod model;

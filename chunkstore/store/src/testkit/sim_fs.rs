@@ -423,6 +423,7 @@ impl VfsRead for SimRead {
     fn size(&self) -> io::Result<u64> {
         let state = self.fs.state.lock();
         state.alive()?;
-        Ok(state.inodes[self.inode].data.len() as u64)
+        let inode = &state.inodes[self.inode];
+        Ok(inode.allocated.max(inode.data.len() as u64))
     }
 }

@@ -28,6 +28,7 @@ mod storage;
 mod vfs;
 
 pub use backstay_format::config::{Encryption, RepoConfig};
+pub use backstay_format::keyslot::SlotKind;
 pub use backstay_format::point::{
     Consistency, CopiedFrom, DiskRecord, Origin, PointStats, RecoveryPoint,
 };
@@ -48,13 +49,13 @@ pub use location::Location;
 pub use progress::{NoProgress, Progress};
 pub use read::{ImageReader, ReadScratch};
 pub use repository::{
-    Cause, Hold, InitOptions, Keeper, KeySlotInfo, OpenOptions, PinInfo, PointList, RemovalReport,
-    RepoStats, Repository,
+    Cause, Hold, InitOptions, Keeper, KeyRotation, KeySlotInfo, OpenOptions, PinInfo, PointList,
+    RemovalReport, RepoStats, Repository,
 };
-pub use secret::{Secret, Unlock};
+pub use secret::{RecoveryKey, Secret, Unlock};
 pub use session::{ChunkStats, ImageWriter, NewPoint, SessionInfo, WriteScratch, WriteSession};
 pub use storage::{FaultPlan, FaultStorage, LocalStorage, MemoryStorage, Storage};
-pub use vfs::{RealFs, Vfs, VfsRead, VfsWrite};
+pub use vfs::{RealFs, Space, Vfs, VfsRead, VfsWrite};
 
 #[cfg(feature = "testkit")]
 pub mod testkit;

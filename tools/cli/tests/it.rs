@@ -9,6 +9,7 @@ mod it {
     mod journey;
     mod keys;
     mod mounts;
+    mod recovery;
     mod retention;
     mod support;
     mod together;

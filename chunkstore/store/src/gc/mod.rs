@@ -137,9 +137,9 @@ pub(crate) fn collect(
         }
     }
     let Some(plan) = make_plan(repo, options, &mut report, progress)? else { return Ok(report) };
-    if sweep::sweep(repo, plan, options, &mut report, progress)?
-        && let Err(error) = consolidate(repo)
-    {
+    let done = sweep::sweep(repo, plan, options, &mut report, progress)?;
+    repo.storage().refill_reserve();
+    if done && let Err(error) = consolidate(repo) {
         // The collection is over. What index objects say is derived, and the next one tries again.
         tracing::warn!(%error, "the index objects were not merged");
     }

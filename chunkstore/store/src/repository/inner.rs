@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 
 use crate::entropy::Entropy;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::gc::MemorySummaries;
 use crate::index::{ChunkIndex, IndexChoice, MemoryIndex, RocksIndex};
 use crate::keys::Keys;
@@ -181,6 +181,20 @@ impl Inner {
         Ok(index)
     }
 
+    /// An index in memory in the place of one whose directory is full or may not be written any
+    /// more: that must hinder no reader. Other errors stay errors.
+    fn without_directory(&self, e: Error) -> Result<()> {
+        let full = matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::Denied);
+        if !full || matches!(self.index_choice, IndexChoice::Memory) {
+            return Err(e);
+        }
+        tracing::warn!(error = %e, "the index directory cannot be used; reading all pack footers into memory");
+        let index: Arc<dyn ChunkIndex> = Arc::new(MemoryIndex::default());
+        self.adopter.complete(&*index)?;
+        *self.index.lock() = Some(index);
+        Ok(())
+    }
+
     fn open_index(&self) -> Result<Arc<dyn ChunkIndex>> {
         let IndexChoice::Directory(dir) = &self.index_choice else {
             return Ok(Arc::new(MemoryIndex::default()));
@@ -199,7 +213,10 @@ impl Inner {
     /// were there at the call, and none that was gone.
     pub(crate) fn synchronise(&self) -> Result<()> {
         let index = self.index()?;
-        self.adopter.complete(&*index)
+        match self.adopter.complete(&*index) {
+            Err(e) => self.without_directory(e),
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Begins to look for chunks, before the first lookup; see [`Inner::look_again`].
@@ -210,7 +227,10 @@ impl Inner {
     /// Waits until looking again may find what the index did not know: as packs are adopted, in the
     /// background where there may be threads. `false`: all packs are known, and no more is to come.
     pub(crate) fn look_again(&self, search: &mut Search) -> Result<bool> {
-        self.adopter.look_again(search, self.index()?)
+        match self.adopter.look_again(search, self.index()?) {
+            Err(e) => self.without_directory(e).map(|()| true),
+            more => more,
+        }
     }
 
     pub(super) fn pending_tables(&self) -> &Pending {

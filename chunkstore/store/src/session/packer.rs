@@ -30,6 +30,8 @@ pub(crate) struct Packer {
     session: PointId,
     /// Packs that a collection wants to delete: what they hold counts as absent.
     condemned: Arc<PackSet>,
+    /// Whether the packs may use the reserve of a full disk.
+    vital: bool,
     state: Mutex<State>,
     idle: Condvar,
     queue: Mutex<Option<Sender<Box<ClosedPack>>>>,
@@ -97,12 +99,32 @@ impl Packer {
         session: PointId,
         condemned: Arc<PackSet>,
     ) -> Result<Arc<Self>> {
+        Self::launch(repo, session, condemned, false)
+    }
+
+    /// The same for collecting and repairing, which must work on a full disk: the packs may use its
+    /// reserve.
+    pub(crate) fn start_vital(
+        repo: Arc<Inner>,
+        session: PointId,
+        condemned: Arc<PackSet>,
+    ) -> Result<Arc<Self>> {
+        Self::launch(repo, session, condemned, true)
+    }
+
+    fn launch(
+        repo: Arc<Inner>,
+        session: PointId,
+        condemned: Arc<PackSet>,
+        vital: bool,
+    ) -> Result<Arc<Self>> {
         let (sender, receiver) = bounded(QUEUE);
         let writers = if repo.background() { WRITERS } else { 0 };
         let packer = Arc::new(Self {
             repo,
             session,
             condemned,
+            vital,
             state: Mutex::default(),
             idle: Condvar::new(),
             queue: Mutex::new(Some(sender)),
@@ -294,7 +316,12 @@ impl Packer {
     fn put_pack(&self, pack: &ClosedPack) -> Result<()> {
         self.state.lock().check()?;
         let id = pack.header.pack_id;
-        self.repo.storage().put(ObjectKey::Pack(id), &pack.slices())?;
+        let (storage, key) = (self.repo.storage(), ObjectKey::Pack(id));
+        if self.vital {
+            storage.put_vital(key, &pack.slices())?;
+        } else {
+            storage.put(key, &pack.slices())?;
+        }
         // O5: only now, when the pack is durable, may the index learn of it.
         let info = PackInfo::new(&pack.header, pack.entries.len(), pack.len());
         self.repo.index()?.add_pack(id, info, &pack.entries)?;

@@ -16,4 +16,5 @@ mod model;
 mod power;
 mod processes;
 mod repository;
+mod sim;
 mod support;

@@ -23,7 +23,7 @@ use crate::key::ObjectKey;
 use crate::progress::Progress;
 use crate::record;
 use crate::repository::{Inner, load_point_cached};
-use crate::session::{self, SessionInfo};
+use crate::session::{self, Newest, SessionInfo};
 
 use decide::Decision;
 use mark::mark;
@@ -157,7 +157,10 @@ fn make_plan(
     if !options.dry_run {
         report.buried += bury(repo, &roots)?;
     }
-    let marks = mark(repo, &roots.points, &PackSet::new(), progress)?;
+    // Once more: of the points just listed some were not there yet when the packs were listed.
+    repo.synchronise()?;
+    let marks = mark(repo, &roots.points, &PackSet::new(), progress)
+        .map_err(|e| overtaken_or(repo, newest, e))?;
     report.points = roots.points.len() as u64;
     report.references += marks.references();
     report.missing_chunks = marks.missing().len() as u64;
@@ -216,6 +219,20 @@ fn check_newest(repo: &Inner, generation: Generation, key: ObjectKey) -> Result<
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
         _ => Err(overtaken()),
     }
+}
+
+/// What cannot be followed may have been removed, and taken by another collection, meanwhile: then
+/// nothing is damaged.
+fn overtaken_or(repo: &Inner, known: Newest, e: Error) -> Error {
+    match session::newest(repo) {
+        Ok(newest) if is_missing(&e) && newest != known => overtaken(),
+        _ => e,
+    }
+}
+
+/// Whether the error says that something needed is not there.
+fn is_missing(e: &Error) -> bool {
+    matches!(e.kind(), ErrorKind::Damaged | ErrorKind::NotFound)
 }
 
 fn overtaken() -> Error {

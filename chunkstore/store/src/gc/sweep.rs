@@ -11,10 +11,10 @@ use crate::pack::read_footer;
 use crate::progress::Progress;
 use crate::record;
 use crate::repository::Inner;
-use crate::session::{self, SessionInfo};
+use crate::session::{self, Newest, SessionInfo};
 
 use super::mark::{Marks, mark};
-use super::{Amount, CollectOptions, CollectReport, check_newest, roots};
+use super::{Amount, CollectOptions, CollectReport, check_newest, is_missing, overtaken_or, roots};
 
 /// Ends of past collections that are kept: a node that comes back learns from them that packs were
 /// collected and not lost.
@@ -43,6 +43,8 @@ pub(super) fn sweep(
         }
         Err(e) => return Err(e),
     };
+    // Ours or another's: where the first verdict was cleared away long ago, this is not it.
+    check_newest(repo, generation, ObjectKey::GcVerdict(generation))?;
     report.later = Amount::default();
     let (deleted, locked) = delete(repo, &verdict, &packs, report)?;
     let doomed: HashSet<&PackId> = verdict.doomed.iter().collect();
@@ -91,18 +93,28 @@ fn older_writers(
     Ok(waiting)
 }
 
-/// Marks once more and writes the verdict (FORMAT.md, rule O11). From here on nothing can refer to a doomed pack: who
-/// could have is over, and who registered since the plan takes it for absent.
+/// Marks once more and writes the verdict (FORMAT.md, rule O11). From here on nothing can refer to
+/// a doomed pack: who could have is over, and who registered since the plan takes it for absent.
 fn judge(
     repo: &Inner,
     plan: &Plan,
     report: &mut CollectReport,
     progress: &dyn Progress,
 ) -> Result<Verdict> {
-    repo.synchronise()?;
     let condemned: PackSet = plan.condemned.iter().copied().collect();
     let roots = roots::gather(repo)?;
-    let marks = mark(repo, &roots.points, &condemned, progress)?;
+    // After the points: each was committed when its packs were there.
+    repo.synchronise()?;
+    let key = ObjectKey::GcVerdict(plan.generation);
+    let marks = match mark(repo, &roots.points, &condemned, progress) {
+        Ok(marks) => marks,
+        Err(e) if is_missing(&e) => {
+            // A point removed meanwhile, and another collector that judged after that.
+            let known = Newest { generation: plan.generation, ended: false };
+            return record::get(repo, key).map_err(|_| overtaken_or(repo, known, e));
+        }
+        Err(e) => return Err(e),
+    };
     report.references += marks.references();
     let mut doomed = Vec::new();
     let mut relied_on = HashSet::new();
@@ -115,10 +127,7 @@ fn judge(
         }
     }
     let verdict = Verdict { generation: plan.generation, doomed, time: repo.entropy().now() };
-    let key = ObjectKey::GcVerdict(plan.generation);
-    let verdict = put_first(repo, key, &verdict)?;
-    check_newest(repo, plan.generation, key)?;
-    Ok(verdict)
+    put_first(repo, key, &verdict)
 }
 
 /// Whether a pack may go by what it says itself: every entry stands in the index where the pack has

@@ -23,7 +23,7 @@ use crate::read::ImageReader;
 use crate::record;
 use crate::repository::{Inner, check_present};
 
-pub(crate) use generations::{condemned, newest};
+pub(crate) use generations::{Newest, condemned, newest};
 pub use image_writer::{ChunkStats, ImageWriter, WriteScratch};
 pub(crate) use lease::{Lease, Request as LeaseRequest};
 pub use open::SessionInfo;

@@ -1,4 +1,4 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -38,8 +38,8 @@ pub(crate) struct Packer {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The pack being filled, one a kind.
-    open: HashMap<PackKind, OpenPack>,
+    /// The pack being filled, one a kind; in order, so that a seed names one run.
+    open: BTreeMap<PackKind, OpenPack>,
     /// Full packs that wait for reserved bytes still being sealed.
     closing: HashMap<PackId, OpenPack>,
     /// Chunks of this session that are not in the index yet.
@@ -262,7 +262,7 @@ impl Packer {
             let mut state = self.state.lock();
             state.check()?;
             assert!(state.closing.is_empty(), "no chunk is being stored during a barrier");
-            state.open.drain().map(|(_, p)| p).collect()
+            std::mem::take(&mut state.open).into_values().collect()
         };
         for pack in packs {
             self.enqueue(pack)?;

@@ -8,10 +8,12 @@
 )]
 
 mod conformance;
+mod corpus;
 mod damage;
 mod faults;
 mod gc;
 mod index;
+mod keep;
 mod model;
 mod power;
 mod processes;

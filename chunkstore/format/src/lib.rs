@@ -9,6 +9,8 @@ pub mod config;
 pub mod envelope;
 mod error;
 mod field;
+#[cfg(feature = "testkit")]
+pub mod fuzz;
 pub mod gc;
 mod id;
 pub mod keyslot;

@@ -336,8 +336,10 @@ impl PackTrailer {
         if trailer::MAGIC.bytes(bytes)? != magic::TRAILER {
             return Err(FormatError::damaged("magic", "the pack does not end with a trailer"));
         }
+        // The last field first: with it, all bytes before are there.
+        let stored = trailer::TRAILER_HASH.bytes(bytes)?;
         let sum = blake3::hash(&bytes[..trailer::TRAILER_HASH.offset]);
-        if trailer::TRAILER_HASH.bytes(bytes)? != &sum.as_bytes()[..trailer::TRAILER_HASH.size] {
+        if stored != &sum.as_bytes()[..trailer::TRAILER_HASH.size] {
             return Err(FormatError::damaged("trailer_hash", "the checksum does not match"));
         }
         let version = trailer::VERSION.u16(bytes)?;
@@ -432,6 +434,9 @@ mod tests {
             let mut bad = good;
             bad[i / 8] ^= 1 << (i % 8);
             assert!(PackTrailer::decode(&bad, len).is_err(), "bit {i}");
+        }
+        for cut in 0..good.len() {
+            assert!(PackTrailer::decode(&good[..cut], len).is_err(), "cut at {cut}");
         }
         for wrong in [len - 1, len + 1, 0, u64::MAX] {
             assert!(PackTrailer::decode(&good, wrong).is_err());

@@ -27,7 +27,9 @@ mod storage;
 mod vfs;
 
 pub use backstay_format::config::{Encryption, RepoConfig};
-pub use backstay_format::point::{Consistency, DiskRecord, Origin, PointStats, RecoveryPoint};
+pub use backstay_format::point::{
+    Consistency, CopiedFrom, DiskRecord, Origin, PointStats, RecoveryPoint,
+};
 pub use backstay_format::{ChunkId, ChunkIndex, ChunkSize, PackId, PinId, PointId, RepoId, SlotId};
 
 pub use backstay_format::gc::Generation;

@@ -217,7 +217,11 @@ impl<'w> Actor<'w> {
         self.fail(format!("{what}: {} ({:?})", story(&e), e.kind()))
     }
 
+    /// A promise was broken; unless this node was killed and sees nothing but errors.
     pub(crate) fn fail<T>(&self, text: String) -> Done<T> {
+        if self.world.schedule.is_killed(self.number) {
+            return Err(Stop::Killed);
+        }
         Err(Stop::Failed(format!("{}: {text}", name(self.number))))
     }
 

@@ -255,9 +255,10 @@ impl Actor<'_> {
             let id = held.point.id;
             let removed =
                 self.world.truth.lock().points.get(&id).is_some_and(|p| p.may_be_gone());
-            let read = compare(&self.repo, &held.point, &held.content);
-            if self.world.schedule.is_killed(self.number) {
-                return Err(super::actor::Stop::Killed);
+            let mut read = compare(&self.repo, &held.point, &held.content);
+            if read.is_err() {
+                let _ = self.repo.refresh();
+                read = compare(&self.repo, &held.point, &held.content);
             }
             // What was given up by a fence meanwhile is not held any more.
             let still = self.world.truth.lock().is_held(held.number);

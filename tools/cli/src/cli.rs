@@ -117,10 +117,12 @@ pub(crate) enum ProgressMode {
 pub(crate) enum Command {
     Repo(cmd::repo::Args),
     Backup(cmd::backup::Args),
+    Copy(cmd::copy::Args),
     List(cmd::list::Args),
     Show(cmd::show::Args),
     Restore(cmd::restore::Args),
     Mount(cmd::mount::Args),
+    Retention(cmd::retention::Args),
     Diff(cmd::diff::Args),
     Completion(cmd::completion::Args),
     Man(cmd::man::Args),

@@ -48,7 +48,12 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 
 /// A time for people: local, with its offset from UTC.
 pub(crate) fn local_time(time: Timestamp) -> String {
-    time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string()
+    time_in(time, TimeZone::system())
+}
+
+/// A time for people in a zone they chose, with its offset from UTC.
+pub(crate) fn time_in(time: Timestamp, zone: TimeZone) -> String {
+    time.to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S %:z").to_string()
 }
 
 /// A time for programs: RFC 3339 in UTC.

@@ -45,6 +45,8 @@ pub(crate) fn run_static(house: &House, cargo: &Cargo, steps: &mut Steps) {
     steps.run("ratchets", || run_ratchets(house));
     steps.run("format", || {
         cargo.run(&["fmt", "--all", "--", "--check"])?;
+        // The fuzzer is a workspace of its own.
+        cargo.run(&["fmt", "--manifest-path", "tests/fuzz/Cargo.toml", "--", "--check"])?;
         Ok(Outcome::Pass(String::new()))
     });
     steps.run("licences", || run_licences(house, cargo));

@@ -1,5 +1,5 @@
 //! Every chore of the project, one sub-command each: `cargo xtask demo`, `cargo xtask test`,
-//! `cargo xtask check`, `cargo xtask bench store`.
+//! `cargo xtask check`, `cargo xtask fuzz`, `cargo xtask bench store`.
 //!
 //! No crate of the workspace is a dependency of this one, so that the chores build and can say what
 //! is wrong when nothing else builds.
@@ -15,6 +15,7 @@ mod cargo;
 mod check;
 mod demo;
 mod env;
+mod fuzz;
 mod levels;
 mod licences;
 mod proc;
@@ -50,6 +51,8 @@ enum Chore {
     Test(test::Args),
     /// Back up, mount and restore a real guest disk on this machine, checked with others' tools
     Demo(demo::Args),
+    /// Feed every parser of stored bytes with made-up ones; crashes, hangs and memory are failures
+    Fuzz(fuzz::Args),
     /// Measure against limits and peers
     Bench(bench::Args),
 }
@@ -72,6 +75,7 @@ fn run(args: Args) -> Result<ExitCode> {
         Chore::Tidy => check::run_tidy(&house),
         Chore::Test(args) => test::run(&house, &args),
         Chore::Demo(args) => demo::run(&house, &args),
+        Chore::Fuzz(args) => fuzz::run(&house, &args),
         Chore::Bench(args) => bench::run(&house, args),
     }
 }

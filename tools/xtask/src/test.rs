@@ -1,4 +1,4 @@
-//! `cargo xtask test`: the checks, every test, the demo; ends with a table and the true counts.
+//! `cargo xtask test`: the checks, every test, the fuzzer, the demo; ends with a table and the true counts.
 
 use std::fs;
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use crate::cargo::Cargo;
 use crate::env::House;
 use crate::proc::{self, Stream};
 use crate::steps::{Counts, Outcome, Steps};
-use crate::{check, demo};
+use crate::{check, demo, fuzz};
 
 #[derive(clap::Args, Debug, Default)]
 pub(crate) struct Args {
@@ -44,6 +44,7 @@ pub(crate) fn run(house: &House, args: &Args) -> Result<ExitCode> {
     let Some(cargo) = cargo else { return Ok(steps.finish()) };
     check::run_static(house, &cargo, &mut steps);
     run_tests(house, &cargo, args, &mut steps);
+    steps.run("fuzz", || fuzz::step(house, &cargo, args.release_size, args.seed));
     if !args.no_demo {
         steps.absorb(demo::steps(house, &cargo, &demo::Args::default()));
     }

@@ -4,7 +4,7 @@ use backstay_format::PackId;
 use backstay_format::gc::{End, Generation, Plan, Verdict};
 use backstay_format::session::SessionKind;
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkLocation, PackInfo, PackSet};
 use crate::key::{Folder, ObjectKey};
 use crate::pack::read_footer;
@@ -14,7 +14,7 @@ use crate::repository::Inner;
 use crate::session::{self, Newest, SessionInfo};
 
 use super::mark::{Marks, mark};
-use super::{Amount, CollectOptions, CollectReport, check_newest, is_missing, overtaken_or, roots};
+use super::{Amount, CollectOptions, CollectReport, check_newest, is_missing, overtaken, overtaken_or, roots};
 
 /// Ends of past collections that are kept: a node that comes back learns from them that packs were
 /// collected and not lost.
@@ -29,7 +29,7 @@ pub(super) fn sweep(
     progress: &dyn Progress,
 ) -> Result<bool> {
     report.generation = generation;
-    let plan: Plan = record::get(repo, ObjectKey::GcPlan(generation))?;
+    let plan: Plan = record::get(repo, ObjectKey::GcPlan(generation)).map_err(cleared_away)?;
     let packs: BTreeMap<PackId, PackInfo> = repo.index()?.packs().into_iter().collect();
     let verdict = match record::get::<Verdict>(repo, ObjectKey::GcVerdict(generation)) {
         Ok(verdict) => verdict,
@@ -164,6 +164,11 @@ fn agrees(
     Ok(true)
 }
 
+/// The objects of a collection go when a later one is over.
+fn cleared_away(e: Error) -> Error {
+    if e.kind() == ErrorKind::NotFound { overtaken() } else { e }
+}
+
 /// Creates an object that several collectors may try to create: the first stands for all.
 fn put_first<R: backstay_format::record::Record + Clone>(
     repo: &Inner,
@@ -172,7 +177,7 @@ fn put_first<R: backstay_format::record::Record + Clone>(
 ) -> Result<R> {
     match record::put(repo, key, record) {
         Ok(()) => Ok(record.clone()),
-        Err(e) if e.kind() == ErrorKind::Exists => record::get(repo, key),
+        Err(e) if e.kind() == ErrorKind::Exists => record::get(repo, key).map_err(cleared_away),
         Err(e) => Err(e),
     }
 }

@@ -95,7 +95,12 @@ impl Lease {
                 }
             }
             // Whoever finds it in between finds an epoch that is too old, which is safe.
-            repo.storage().delete(key)?;
+            match repo.storage().delete(key) {
+                Err(e) if e.kind() == ErrorKind::NotFound => {
+                    return Err(fenced(&record, "somebody took it for dead while it registered"));
+                }
+                other => other?,
+            }
         }
         Err(Error::new(ErrorKind::Busy, "one collection follows the other; try again later"))
     }
@@ -187,13 +192,17 @@ impl Lease {
 
     /// What a writer hears that was taken for dead.
     pub(crate) fn fenced(&self, why: &str) -> Error {
-        let (id, purpose) = (self.record.id.short(), &self.record.purpose);
-        let text = format!(
-            "session {id} ({purpose}) may not commit any more: {why}; nothing of others is lost, \
-             run it again"
-        );
-        Error::new(ErrorKind::Fenced, text)
+        fenced(&self.record, why)
     }
+}
+
+fn fenced(session: &Session, why: &str) -> Error {
+    let (id, purpose) = (session.id.short(), &session.purpose);
+    let text = format!(
+        "session {id} ({purpose}) may not commit any more: {why}; nothing of others is lost, \
+         run it again"
+    );
+    Error::new(ErrorKind::Fenced, text)
 }
 
 impl Drop for Lease {

@@ -1,6 +1,7 @@
 //! Writing: a session takes chunks from many threads, fills packs, and ends with one recovery
 //! point or with nothing.
 
+mod base;
 mod generations;
 mod image_writer;
 mod lease;
@@ -10,7 +11,9 @@ mod tree_builder;
 
 use std::sync::Arc;
 
-use backstay_format::point::{Consistency, DiskRecord, Origin, PointStats, RecoveryPoint};
+use backstay_format::point::{
+    Consistency, CopiedFrom, DiskRecord, Origin, PointStats, RecoveryPoint,
+};
 use backstay_format::record::Record;
 use backstay_format::session::{Fence, SessionKind};
 use backstay_format::{PointId, magic};
@@ -29,6 +32,7 @@ pub(crate) use lease::{Lease, Request as LeaseRequest};
 pub use open::SessionInfo;
 pub(crate) use open::{clear, fence, open_sessions, retire_dead};
 pub(crate) use packer::{Candidate, Codec, Packer};
+pub(crate) use tree_builder::Piece;
 
 /// What the caller knows of a new recovery point.
 #[derive(Clone, Debug)]
@@ -49,6 +53,8 @@ pub struct NewPoint {
     pub read_bytes: u64,
     /// Bytes that were holes.
     pub hole_bytes: u64,
+    /// What it is a copy of.
+    pub copied_from: Option<CopiedFrom>,
 }
 
 /// One backup being written. Shared by threads through `&self`; dropped without commit, it leaves
@@ -60,6 +66,10 @@ pub struct WriteSession {
     repo: Arc<Inner>,
     packer: Arc<Packer>,
     base: Option<RecoveryPoint>,
+    /// The point that is held as base, whether or not it is trusted.
+    held: Option<PointId>,
+    /// Holds the base where the session's own registration does not.
+    base_hold: Option<Arc<Lease>>,
     lease: Arc<Lease>,
 }
 
@@ -81,10 +91,11 @@ impl WriteSession {
         // The base is trusted only if every chunk of it is known to be in a present pack, and if
         // it is not removed: asked after the registration, which holds it from then on.
         let index = repo.index()?;
-        let present = |p: &&RecoveryPoint| check_present(&repo, p.id).is_ok();
-        let base = base.filter(|p| index.is_complete(p.id)).filter(present).cloned();
+        let held = base.map(|p| p.id).filter(|id| check_present(&repo, *id).is_ok());
+        let trusted = |p: &&RecoveryPoint| held == Some(p.id) && index.is_complete(p.id);
+        let base = base.filter(trusted).cloned();
         let packer = Packer::start(repo.clone(), lease.id(), condemned)?;
-        Ok(Self { repo, packer, base, lease })
+        Ok(Self { repo, packer, base, held, base_hold: None, lease })
     }
 
     /// The session's id, which the point will have.
@@ -110,6 +121,12 @@ impl WriteSession {
         ImageReader::new(self.repo.clone(), disk).ok()
     }
 
+    /// Makes what was stored so far durable, so that it can be read back before the commit. Nothing
+    /// may be stored meanwhile.
+    pub fn flush(&self) -> Result<()> {
+        self.packer.barrier().map(drop)
+    }
+
     /// Makes everything durable, then writes the recovery point. When this returns `Ok` the point
     /// survives a power cut (FORMAT.md, rules O2 and O3); on an error there is no point.
     pub fn commit(self, new: NewPoint, disks: Vec<DiskRecord>) -> Result<RecoveryPoint> {
@@ -131,6 +148,7 @@ impl WriteSession {
                 stored_bytes,
             },
             note: new.note,
+            copied_from: new.copied_from,
         };
         let invalid = |e| Error::format("the recovery point cannot be written", e);
         point.check(self.repo.config().chunk_size).map_err(invalid)?;
@@ -141,6 +159,9 @@ impl WriteSession {
             return Err(Error::new(ErrorKind::Invalid, "the recovery point's record is too long"));
         }
         self.lease.check_ours()?;
+        if let Some(hold) = &self.base_hold {
+            hold.check_ours()?;
+        }
         self.lease.check_not_overtaken()?;
         // O2: the packs are durable by now, so the point may become visible.
         self.put_point(key, &bytes)?;

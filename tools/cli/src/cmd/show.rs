@@ -31,6 +31,9 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         if let Some(parent) = &document.parent {
             field(to, "before it", &format!("@{parent}"));
         }
+        if let Some(from) = &document.copied_from {
+            field(to, "copy of", &format!("@{} of repository {}", from.point, from.repository));
+        }
         if let Some(note) = &document.note {
             field(to, "note", note);
         }

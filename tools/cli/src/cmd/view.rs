@@ -28,6 +28,15 @@ pub(crate) struct PointView {
     pub(crate) new_bytes: u64,
     pub(crate) stored_bytes: u64,
     pub(crate) disks: Vec<DiskView>,
+    /// What it is a copy of.
+    pub(crate) copied_from: Option<CopiedFromView>,
+}
+
+/// Where a copy was first made, in JSON.
+#[derive(Debug, Serialize)]
+pub(crate) struct CopiedFromView {
+    pub(crate) repository: String,
+    pub(crate) point: String,
 }
 
 /// A disk of a recovery point in JSON.
@@ -66,6 +75,10 @@ impl PointView {
                     size_bytes: disk.size_bytes,
                 })
                 .collect(),
+            copied_from: point.copied_from.map(|from| CopiedFromView {
+                repository: from.repository.to_string(),
+                point: from.point.to_string(),
+            }),
         }
     }
 }

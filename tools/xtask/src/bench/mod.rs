@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measured beside limits and peers, in one run, never from memory.
 
+mod changes;
 mod image;
 mod measure;
 mod report;
@@ -23,8 +24,10 @@ pub(crate) struct Args {
 #[derive(Subcommand, Debug)]
 enum What {
     /// First backup, unchanged backup and restore of a mixed image, beside the limits of this
-    /// machine and beside restic, borg and rustic
+    /// machine and beside restic, borg and rustic; then `changes`
     Store(store::Args),
+    /// Backups of sparse disks of 1 and 10 TiB that are told what changed
+    Changes(changes::Args),
     /// Only write the mixed image
     Image {
         /// The file to write; what is there is replaced
@@ -42,6 +45,7 @@ enum What {
 pub(crate) fn run(house: &House, args: Args) -> Result<ExitCode> {
     match args.what {
         What::Store(args) => store::run(house, &args),
+        What::Changes(args) => changes::run(house, &args),
         What::Image { out, size_mib, seed } => {
             image::write(&out, size_mib, seed)?;
             Ok(ExitCode::SUCCESS)

@@ -16,7 +16,10 @@ pub(super) struct Reached {
     pub(super) findings: Vec<Finding>,
 }
 
-/// Follows every target of every member.
+/// Programs of workspaces of their own.
+const BESIDE: &[&str] = &["tests/fuzz/src/main.rs"];
+
+/// Follows every target of every member, and the programs beside the workspace.
 pub(super) fn walk(root: &Path, metadata: &Metadata) -> Result<Reached> {
     let mut reached = Reached::default();
     for package in metadata.workspace_packages() {
@@ -24,6 +27,9 @@ pub(super) fn walk(root: &Path, metadata: &Metadata) -> Result<Reached> {
             let tests = target.is_test() || target.is_bench();
             follow(root, Path::new(target.src_path.as_str()), tests, &mut reached);
         }
+    }
+    for path in BESIDE {
+        follow(root, &root.join(path), false, &mut reached);
     }
     Ok(reached)
 }

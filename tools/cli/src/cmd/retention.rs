@@ -1,0 +1,25 @@
+//! `backstay retention`.
+
+mod plan;
+mod rule;
+
+use crate::context::Ctx;
+use crate::exit::{CliError, Exit};
+
+/// Decide which recovery points to keep
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    Plan(plan::Args),
+}
+
+pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
+    match args.what {
+        What::Plan(args) => plan::run(ctx, args),
+    }
+}

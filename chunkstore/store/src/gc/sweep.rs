@@ -14,7 +14,9 @@ use crate::repository::Inner;
 use crate::session::{self, Newest, SessionInfo};
 
 use super::mark::{Marks, mark};
-use super::{Amount, CollectOptions, CollectReport, check_newest, is_missing, overtaken, overtaken_or, roots};
+use super::{
+    Amount, CollectOptions, CollectReport, check_newest, is_missing, overtaken, overtaken_or, roots,
+};
 
 /// Ends of past collections that are kept: a node that comes back learns from them that packs were
 /// collected and not lost.

@@ -10,7 +10,7 @@ use backstay_format::limits::{CHUNK_RAW_MAX, SEAL_OVERHEAD};
 use backstay_format::pack::{
     Encoding, PackEntry, PackKind, TABLE_NONCE_OFFSET, chunk_nonce, header, trailer,
 };
-use backstay_format::{ChunkId, PackId, RepoId};
+use backstay_format::{ChunkId, PackId, PointId, RepoId};
 
 use crate::key::ObjectKey;
 use crate::keys::Keys;
@@ -107,7 +107,8 @@ fn footer_seeds() -> Vec<(&'static str, Vec<u8>)> {
     let made = |sealed: bool| {
         let keys = keys(sealed);
         let mut encoder = Encoder::new().expect("zstd is there");
-        let mut pack = OpenPack::new(REPO, PACK, PackKind::Data, keys);
+        let mut pack =
+            OpenPack::new(REPO, PACK, PackKind::Data, PointId::from_bytes([0; 16]), keys);
         for raw in [&b"some text ".repeat(20)[..], b"short"] {
             let (mut entry, mut stored) = stored(&mut encoder, raw, sealed);
             let place = pack.reserve(entry.stored_len);

@@ -107,8 +107,7 @@ fn footer_seeds() -> Vec<(&'static str, Vec<u8>)> {
     let made = |sealed: bool| {
         let keys = keys(sealed);
         let mut encoder = Encoder::new().expect("zstd is there");
-        let mut pack =
-            OpenPack::new(REPO, PACK, PackKind::Data, PointId::from_bytes([0; 16]), keys);
+        let mut pack = OpenPack::new(REPO, PACK, PackKind::Data, PointId::NONE, keys);
         for raw in [&b"some text ".repeat(20)[..], b"short"] {
             let (mut entry, mut stored) = stored(&mut encoder, raw, sealed);
             let place = pack.reserve(entry.stored_len);

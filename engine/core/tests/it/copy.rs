@@ -509,7 +509,9 @@ fn a_fault_of_the_destination_at_any_call_loses_nothing() {
                     let stopped = report.stopped.as_ref().map(|e| e.kind());
                     assert!(stopped.is_none_or(|k| kinds.contains(&k)), "{what}: {report:?}");
                     assert!(stopped.is_some() || report.is_complete(), "{what}: {report:?}");
-                    assert!(!sticky || stopped.is_some(), "{what}: {report:?}");
+                    // The last call takes the session away, after the last point is safe.
+                    let last = at + 1 == calls;
+                    assert!(!sticky || last || stopped.is_some(), "{what}: {report:?}");
                 }
             }
             storage.set_plan(FaultPlan::default());

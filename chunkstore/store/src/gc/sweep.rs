@@ -103,33 +103,42 @@ fn judge(
     report: &mut CollectReport,
     progress: &dyn Progress,
 ) -> Result<Verdict> {
+    let key = ObjectKey::GcVerdict(plan.generation);
+    match doomed(repo, plan, report, progress) {
+        Ok(doomed) => {
+            let time = repo.entropy().now();
+            put_first(repo, key, &Verdict { generation: plan.generation, doomed, time })
+        }
+        // A point may have been removed since, and another collector have judged after that.
+        Err(e) if is_missing(&e) => {
+            let known = Newest { generation: plan.generation, ended: false };
+            record::get(repo, key).map_err(|_| overtaken_or(repo, known, e))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The condemned packs that nothing needs.
+fn doomed(
+    repo: &Inner,
+    plan: &Plan,
+    report: &mut CollectReport,
+    progress: &dyn Progress,
+) -> Result<Vec<PackId>> {
     let condemned: PackSet = plan.condemned.iter().copied().collect();
     let roots = roots::gather(repo)?;
     // After the points: each was committed when its packs were there.
     repo.synchronise()?;
-    let key = ObjectKey::GcVerdict(plan.generation);
-    let marks = match mark(repo, &roots.points, &condemned, progress) {
-        Ok(marks) => marks,
-        Err(e) if is_missing(&e) => {
-            // A point removed meanwhile, and another collector that judged after that.
-            let known = Newest { generation: plan.generation, ended: false };
-            return record::get(repo, key).map_err(|_| overtaken_or(repo, known, e));
-        }
-        Err(e) => return Err(e),
-    };
+    let marks = mark(repo, &roots.points, &condemned, progress)?;
     report.references += marks.references();
     let mut doomed = Vec::new();
     let mut relied_on = HashSet::new();
     for &pack in &plan.condemned {
-        if marks.pack(pack).is_some() {
-            continue;
-        }
-        if agrees(repo, pack, &marks, &mut relied_on)? {
+        if marks.pack(pack).is_none() && agrees(repo, pack, &marks, &mut relied_on)? {
             doomed.push(pack);
         }
     }
-    let verdict = Verdict { generation: plan.generation, doomed, time: repo.entropy().now() };
-    put_first(repo, key, &verdict)
+    Ok(doomed)
 }
 
 /// Whether a pack may go by what it says itself: every entry stands in the index where the pack has

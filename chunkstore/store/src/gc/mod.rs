@@ -147,7 +147,7 @@ fn make_plan(
     let newest = session::newest(repo)?;
     // Spoken for already: what the last collection could not delete yet, or on a dry run what one
     // that waits has condemned.
-    let condemned = session::condemned(repo, newest)?;
+    let condemned = session::condemned(repo, newest).map_err(cleared_away)?;
     repo.synchronise()?;
     // The packs first: whoever wrote one of these is either among the sessions that are listed
     // next, or over, and then its point is among the points listed after them.
@@ -161,6 +161,9 @@ fn make_plan(
     repo.synchronise()?;
     let marks = mark(repo, &roots.points, &PackSet::new(), progress)
         .map_err(|e| overtaken_or(repo, newest, e))?;
+    if !marks.missing().is_empty() && session::newest(repo)? != newest {
+        return Err(overtaken());
+    }
     report.points = roots.points.len() as u64;
     report.references += marks.references();
     report.missing_chunks = marks.missing().len() as u64;
@@ -228,6 +231,11 @@ fn overtaken_or(repo: &Inner, known: Newest, e: Error) -> Error {
         Ok(newest) if is_missing(&e) && newest != known => overtaken(),
         _ => e,
     }
+}
+
+/// The objects of a collection go when a later one is over.
+fn cleared_away(e: Error) -> Error {
+    if e.kind() == ErrorKind::NotFound { overtaken() } else { e }
 }
 
 /// Whether the error says that something needed is not there.

@@ -4,7 +4,7 @@ use backstay_format::PackId;
 use backstay_format::gc::{End, Generation, Plan, Verdict};
 use backstay_format::session::SessionKind;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::index::{ChunkLocation, PackInfo, PackSet};
 use crate::key::{Folder, ObjectKey};
 use crate::pack::read_footer;
@@ -15,7 +15,8 @@ use crate::session::{self, Newest, SessionInfo};
 
 use super::mark::{Marks, mark};
 use super::{
-    Amount, CollectOptions, CollectReport, check_newest, is_missing, overtaken, overtaken_or, roots,
+    Amount, CollectOptions, CollectReport, check_newest, cleared_away, is_missing, overtaken_or,
+    roots,
 };
 
 /// Ends of past collections that are kept: a node that comes back learns from them that packs were
@@ -173,11 +174,6 @@ fn agrees(
         }
     }
     Ok(true)
-}
-
-/// The objects of a collection go when a later one is over.
-fn cleared_away(e: Error) -> Error {
-    if e.kind() == ErrorKind::NotFound { overtaken() } else { e }
 }
 
 /// Creates an object that several collectors may try to create: the first stands for all.

@@ -15,6 +15,7 @@ mod gc;
 mod index;
 mod keep;
 mod model;
+mod planted;
 mod power;
 mod processes;
 mod repository;

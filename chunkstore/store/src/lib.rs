@@ -16,6 +16,7 @@ mod keys;
 mod location;
 mod owner;
 mod pack;
+mod planted;
 mod progress;
 mod read;
 mod record;

@@ -6,6 +6,7 @@ use backstay_format::{ChunkId, PackId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkIndex, ChunkLocation, PackSet};
+use crate::planted::{Fault, planted};
 use crate::progress::Progress;
 use crate::read::node;
 use crate::repository::Inner;
@@ -133,7 +134,10 @@ impl Marker<'_> {
         while !stack.is_empty() {
             let some = stack.split_off(stack.len().saturating_sub(NODES));
             for (id, level) in self.unmarked(&some)? {
-                let here = node(self.repo, id, level)?;
+                let here = match node(self.repo, id, level) {
+                    Err(_) if planted(Fault::DamagedNodeSkipped) => continue,
+                    here => here?,
+                };
                 let slots = here.slots().iter().flatten();
                 if level == 0 {
                     self.leaves.extend(slots);
@@ -156,6 +160,9 @@ impl Marker<'_> {
         let mut fresh = Vec::new();
         for (node, location) in nodes.iter().zip(found) {
             let Some(location) = location else {
+                if planted(Fault::DamagedNodeSkipped) {
+                    continue;
+                }
                 let text = format!("image-tree node {} is in no pack of this repository", node.0);
                 return Err(Error::new(ErrorKind::Damaged, text));
             };

@@ -20,6 +20,7 @@ use jiff::SignedDuration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::PackSet;
 use crate::key::ObjectKey;
+use crate::planted::{Fault, planted};
 use crate::progress::Progress;
 use crate::record;
 use crate::repository::{Inner, load_point_cached};
@@ -215,7 +216,8 @@ fn write_plan(
 /// created `key` in the place of one that was cleared away long ago: nobody heeds it, and it goes.
 fn check_newest(repo: &Inner, generation: Generation, key: ObjectKey) -> Result<()> {
     let newest = session::newest(repo)?;
-    if newest.generation == generation && !newest.ended {
+    let as_known = newest.generation == generation && !newest.ended;
+    if as_known || planted(Fault::StaleVerdictHeeded) {
         return Ok(());
     }
     match repo.storage().delete(key) {
@@ -259,7 +261,11 @@ fn bury(repo: &Inner, roots: &Roots) -> Result<u64> {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             _ => continue,
         }
-        for key in [ObjectKey::Point(id), ObjectKey::Removal(id)] {
+        let mut keys = [ObjectKey::Point(id), ObjectKey::Removal(id)];
+        if planted(Fault::RemovalDeletedFirst) {
+            keys.reverse();
+        }
+        for key in keys {
             match repo.storage().delete(key) {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::NotFound => {}

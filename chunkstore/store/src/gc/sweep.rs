@@ -8,6 +8,7 @@ use crate::error::{ErrorKind, Result};
 use crate::index::{ChunkLocation, PackInfo, PackSet};
 use crate::key::{Folder, ObjectKey};
 use crate::pack::read_footer;
+use crate::planted::{Fault, planted};
 use crate::progress::Progress;
 use crate::record;
 use crate::repository::Inner;
@@ -49,6 +50,12 @@ pub(super) fn sweep(
     // Ours or another's: where the first verdict was cleared away long ago, this is not it.
     check_newest(repo, generation, ObjectKey::GcVerdict(generation))?;
     report.later = Amount::default();
+    if planted(Fault::EndBeforeDeletes) {
+        let deleted = verdict.doomed.clone();
+        let (kept, locked, time) = (Vec::new(), Vec::new(), repo.entropy().now());
+        let end = End { generation, deleted, kept, locked, time };
+        put_first(repo, ObjectKey::GcEnd(generation), &end)?;
+    }
     let (deleted, locked) = delete(repo, &verdict, &packs, report)?;
     let doomed: HashSet<&PackId> = verdict.doomed.iter().collect();
     let kept: Vec<PackId> =
@@ -79,6 +86,9 @@ fn older_writers(
     report: &mut CollectReport,
 ) -> Result<Vec<SessionInfo>> {
     let mut waiting = Vec::new();
+    if planted(Fault::NoWaitForWriters) {
+        return Ok(waiting);
+    }
     for s in session::open_sessions(repo)? {
         if s.kind != SessionKind::Writer || s.epoch >= plan.generation {
             continue;
@@ -126,6 +136,9 @@ fn doomed(
     report: &mut CollectReport,
     progress: &dyn Progress,
 ) -> Result<Vec<PackId>> {
+    if planted(Fault::NoSecondMark) {
+        return Ok(plan.condemned.clone());
+    }
     let condemned: PackSet = plan.condemned.iter().copied().collect();
     let roots = roots::gather(repo)?;
     // After the points: each was committed when its packs were there.
@@ -151,6 +164,9 @@ fn agrees(
     marks: &Marks,
     relied_on: &mut HashSet<PackId>,
 ) -> Result<bool> {
+    if planted(Fault::FootersNotCompared) {
+        return Ok(true);
+    }
     let footer = match read_footer(repo.storage(), repo.config().id, repo.keys(), pack) {
         Ok(footer) => footer,
         // Gone already: by a collector that died before it wrote the end.
@@ -184,6 +200,9 @@ fn put_first<R: backstay_format::record::Record + Clone>(
 ) -> Result<R> {
     match record::put(repo, key, record) {
         Ok(()) => Ok(record.clone()),
+        Err(e) if e.kind() == ErrorKind::Exists && planted(Fault::SecondJudge) => {
+            Ok(record.clone())
+        }
         Err(e) if e.kind() == ErrorKind::Exists => record::get(repo, key).map_err(cleared_away),
         Err(e) => Err(e),
     }

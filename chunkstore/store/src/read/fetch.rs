@@ -5,6 +5,7 @@ use backstay_format::{ChunkId, PackId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkLocation, PackSet};
 use crate::key::ObjectKey;
+use crate::planted::{Fault, planted};
 use crate::repository::Inner;
 use crate::seal::Decoder;
 
@@ -48,7 +49,13 @@ pub(crate) fn fetch(
     scratch: &mut ReadScratch,
 ) -> Result<()> {
     let ids: Vec<ChunkId> = wanted.iter().map(|w| w.id).collect();
-    locate(repo, &ids, &mut scratch.locations)?;
+    match locate(repo, &ids, &mut scratch.locations) {
+        Err(_) if planted(Fault::ZerosForMissing) => {
+            wanted.iter_mut().for_each(|w| w.out.fill(0));
+            return Ok(());
+        }
+        located => located?,
+    }
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     let place = |i: usize| scratch.locations[i].map(|l| (l.pack, l.offset));
     order.sort_by_key(|&i| place(i));
@@ -116,7 +123,8 @@ fn read_run(
         let bytes = &stored[from..from + l.stored_len as usize];
         let entry = l.entry(w.id);
         scratch.decoder.decode(key.as_ref(), kind, &entry, bytes, w.out).map_err(damaged)?;
-        if repo.keys().chunk_id(kind, w.out) != w.id {
+        let other = repo.keys().chunk_id(kind, w.out) != w.id;
+        if other && !planted(Fault::IdNotCompared) {
             let e = Error::new(ErrorKind::Damaged, "the decoded bytes are not the chunk's");
             return Err(damaged(e));
         }

@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkLocation, PackInfo, PackSet};
 use crate::key::ObjectKey;
 use crate::pack::{ClosedPack, OpenPack, Reservation};
+use crate::planted::{Fault, planted};
 use crate::repository::Inner;
 use crate::seal::{Decoder, Encoder, seal};
 
@@ -133,6 +134,9 @@ impl Packer {
         ids: &[ChunkId],
         found: &mut Vec<Option<ChunkLocation>>,
     ) -> Result<()> {
+        if planted(Fault::CondemnedPacksUsed) {
+            return self.repo.index()?.get_many(ids, &PackSet::new(), found);
+        }
         self.repo.index()?.get_many(ids, &self.condemned, found)
     }
 
@@ -149,6 +153,9 @@ impl Packer {
             state.check()?;
             // Two threads that meet the same new chunk: one stores it.
             chunks.retain(|c| state.unindexed.insert(c.id));
+            if planted(Fault::StoresTwice) || planted(Fault::TwinsCountAsNone) {
+                chunks.extend(chunks.clone());
+            }
         }
         if chunks.is_empty() {
             return Ok(0);
@@ -167,6 +174,9 @@ impl Packer {
         for c in chunks {
             let start = bytes.len();
             let encoding = codec.encoder.encode(c.raw, sealed, &mut bytes);
+            if planted(Fault::CodecSpoils) || planted(Fault::DecodeNotChecked) {
+                bytes[start] ^= 0x40;
+            }
             entries.push(PackEntry {
                 id: c.id,
                 offset: start as u32,
@@ -187,7 +197,9 @@ impl Packer {
             if let Some(key) = &place.key {
                 seal(key, kind, entry, stored);
             }
-            self.check_decodes(kind, place.key.as_deref(), entry, stored, c.raw, codec)?;
+            if !planted(Fault::DecodeNotChecked) {
+                self.check_decodes(kind, place.key.as_deref(), entry, stored, c.raw, codec)?;
+            }
         }
         self.hand_in(kind, &place, bytes, &entries)
     }
@@ -286,6 +298,7 @@ impl Packer {
                     state.unindexed.remove(&e.id);
                 }
             }
+            Err(_) if planted(Fault::FailedPackIgnored) => {}
             Err(e) => state.set_failed(&e),
         }
         self.idle.notify_all();

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use crate::entropy::Entropy;
 
+pub use crate::planted::{Fault, plant};
 pub use sim_fs::SimFs;
 
 /// Random bytes from a seed: the same seed, the same bytes.

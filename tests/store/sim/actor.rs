@@ -16,6 +16,7 @@ use crate::support::key;
 use super::content::Content;
 use super::count::{Counts, Event};
 use super::disk::{Disk, StepStorage};
+use super::ops::Theme;
 use super::schedule::{Rng, Schedule, name};
 use super::truth::{Truth, Verdict};
 
@@ -30,6 +31,7 @@ pub(crate) struct World {
     /// Seconds that passed, for every clock.
     clock: Arc<Mutex<i64>>,
     pub(crate) seed: u64,
+    pub(crate) theme: Theme,
 }
 
 /// An actor's random bytes and clock, which may jump.
@@ -59,7 +61,7 @@ impl Entropy for NodeEntropy {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, disk: Arc<Disk>, actors: usize) -> Self {
+    pub(crate) fn new(seed: u64, theme: Theme, disk: Arc<Disk>, actors: usize) -> Self {
         Self {
             disk,
             schedule: Arc::new(Schedule::new(seed, actors)),
@@ -67,6 +69,7 @@ impl World {
             counts: Mutex::default(),
             clock: Arc::default(),
             seed,
+            theme,
         }
     }
 

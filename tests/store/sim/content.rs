@@ -43,16 +43,16 @@ fn chunk(rng: &mut Rng, fresh: &mut Fresh) -> u32 {
 
 impl Content {
     /// A disk of its own.
-    pub(crate) fn draw(rng: &mut Rng, fresh: &mut Fresh) -> Self {
+    pub(crate) fn draw(rng: &mut Rng, fresh: &mut Fresh, small: bool) -> Self {
         let cut = rng.pick(&[0, 0, 100]).unwrap_or(0);
-        if rng.chance(60) {
+        if !small && rng.chance(60) {
             let mut chunks = vec![0; LARGE];
             for _ in 0..6 {
                 chunks[rng.below(LARGE)] = chunk(rng, fresh);
             }
             return Self { chunks, cut };
         }
-        let chunks = (0..2 + rng.below(8)).map(|_| chunk(rng, fresh)).collect();
+        let chunks = (0..2 + rng.below(if small { 3 } else { 8 })).map(|_| chunk(rng, fresh)).collect();
         Self { chunks, cut }
     }
 

@@ -24,6 +24,7 @@ use crate::support::{init, seed};
 use actor::{Actor, Stop, World};
 use count::{Counts, Event};
 use disk::Disk;
+use ops::Theme;
 use schedule::Rng;
 use truth::Verdict;
 
@@ -45,14 +46,15 @@ fn empty_repository() -> Disk {
 /// One run.
 pub(crate) fn run(seed: u64) -> Outcome {
     let mut rng = Rng::new(seed ^ 0x5eed);
+    let theme = Theme::draw(&mut rng);
     let actors = 2 + rng.below(4);
-    let acts = 3 + rng.below(6);
+    let acts = 3 + rng.below(8);
     let disk = Disk::default();
     let start = empty();
     for (key, bytes) in start {
         disk.put(*key, &[bytes]).unwrap();
     }
-    let world = World::new(seed, Arc::new(disk), actors);
+    let world = World::new(seed, theme, Arc::new(disk), actors);
     let failure: Mutex<Option<String>> = Mutex::default();
     let finished = std::thread::scope(|scope| {
         for number in 0..actors {

@@ -12,25 +12,78 @@ use jiff::SignedDuration;
 use super::actor::{Actor, Done, Held};
 use super::content::Content;
 use super::count::Event;
+use super::schedule::Rng;
 use super::truth::{Answer, PointTruth, compare};
 
-/// An operation with its share. A new operation gets a line here and a method below.
-type Operation = (u64, fn(&mut Actor<'_>, bool) -> Done);
+/// What the nodes of a run are mostly about: races of two kinds of operations are found sooner
+/// where there is little else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Theme {
+    /// Everything.
+    Mixed,
+    /// The same data stored again while it is removed and collected.
+    Again,
+    /// Each backup on top of the last, which is removed and collected.
+    Bases,
+    /// Readers and pins of points that are removed and collected.
+    Readers,
+}
+
+impl Theme {
+    pub(crate) fn draw(rng: &mut Rng) -> Self {
+        let all = [Self::Mixed, Self::Mixed, Self::Again, Self::Again, Self::Bases, Self::Readers];
+        rng.pick(&all).unwrap_or(Self::Mixed)
+    }
+
+    /// Whether points have few chunks, so that all have much in common.
+    pub(crate) fn small(self) -> bool {
+        self != Self::Mixed
+    }
+
+    fn share(self, o: &Operation) -> u64 {
+        match self {
+            Self::Mixed => o.mixed,
+            Self::Again => o.again,
+            Self::Bases => o.bases,
+            Self::Readers => o.readers,
+        }
+    }
+}
+
+/// An operation with its share in each theme. A new operation gets a line in [`OPERATIONS`] and a
+/// method below.
+struct Operation {
+    run: fn(&mut Actor<'_>, bool) -> Done,
+    mixed: u64,
+    again: u64,
+    bases: u64,
+    readers: u64,
+}
+
+const fn share(
+    mixed: u64,
+    again: u64,
+    bases: u64,
+    readers: u64,
+    run: fn(&mut Actor<'_>, bool) -> Done,
+) -> Operation {
+    Operation { run, mixed, again, bases, readers }
+}
 
 const OPERATIONS: &[Operation] = &[
-    (30, |a, within| a.back_up(within)),
-    (16, |a, _| a.remove()),
-    (20, |a, _| a.collect()),
-    (8, |a, within| a.hold(within)),
-    (6, |a, _| a.let_go()),
-    (6, |a, _| a.restore()),
-    (4, |a, _| a.pin()),
-    (3, |a, _| a.unpin()),
-    (3, |a, _| a.fence()),
-    (2, |a, _| a.check()),
-    (2, |a, _| a.reopen_counted()),
-    (2, |a, _| a.jump_counted()),
-    (1, |a, _| a.look_around()),
+    share(30, 40, 40, 20, |a, within| a.back_up(within)),
+    share(16, 30, 30, 20, |a, _| a.remove()),
+    share(20, 40, 30, 25, |a, _| a.collect()),
+    share(8, 0, 0, 15, |a, within| a.hold(within)),
+    share(6, 0, 0, 4, |a, _| a.let_go()),
+    share(6, 0, 0, 5, |a, _| a.restore()),
+    share(4, 0, 0, 15, |a, _| a.pin()),
+    share(3, 0, 0, 4, |a, _| a.unpin()),
+    share(3, 2, 2, 0, |a, _| a.fence()),
+    share(2, 0, 0, 1, |a, _| a.check()),
+    share(2, 1, 1, 1, |a, _| a.reopen_counted()),
+    share(2, 1, 1, 3, |a, _| a.jump_counted()),
+    share(1, 1, 1, 1, |a, _| a.look_around()),
 ];
 
 /// The kinds of errors that a session may answer with, besides those of a bad line.
@@ -39,11 +92,13 @@ const SESSION: &[ErrorKind] = &[ErrorKind::Fenced, ErrorKind::Busy];
 impl Actor<'_> {
     /// Does something. `within`: another operation of this node is under way.
     pub(crate) fn act(&mut self, within: bool) -> Done {
-        let total: u64 = OPERATIONS.iter().map(|(share, _)| share).sum();
+        let theme = self.world.theme;
+        let total: u64 = OPERATIONS.iter().map(|o| theme.share(o)).sum();
         let mut at = self.rng.next() % total;
-        for (share, run) in OPERATIONS {
-            if at < *share {
-                return run(self, within);
+        for operation in OPERATIONS {
+            let share = theme.share(operation);
+            if at < share {
+                return (operation.run)(self, within);
             }
             at -= share;
         }
@@ -65,7 +120,9 @@ impl Actor<'_> {
             Some((_, content)) => (**content).clone(),
             None => self.draw(),
         };
-        content.age(&mut self.rng, &mut self.world.truth.lock().fresh);
+        if !self.rng.chance(if self.world.theme == Theme::Again { 700 } else { 200 }) {
+            content.age(&mut self.rng, &mut self.world.truth.lock().fresh);
+        }
         self.note(format!("backs up {:?} on {:?}", content.chunks, id_of(&base)));
         let begun = self.repo.begin(base.as_ref().map(|(p, _)| p));
         let Some(session) = self.expect("begin", begun, SESSION)? else { return Ok(()) };
@@ -75,7 +132,7 @@ impl Actor<'_> {
         let Some(scratch) = &mut scratch else { return Ok(()) };
         let (mut at, nap) = (0, self.rng.below(content.chunks.len()));
         while at < content.chunks.len() {
-            if at >= nap && !within && self.rng.chance(60) {
+            if at >= nap && !within && self.rng.chance(100) {
                 self.act(true)?;
             }
             let count = 1 + self.rng.below(4);
@@ -135,18 +192,30 @@ impl Actor<'_> {
         Ok(())
     }
 
+    /// A disk of its own, or one that somebody backed up before, perhaps to remove it since.
     fn draw(&mut self) -> Content {
-        Content::draw(&mut self.rng, &mut self.world.truth.lock().fresh)
+        let mut truth = self.world.truth.lock();
+        let again = if self.world.theme == Theme::Again { 900 } else { 300 };
+        let n = self.rng.below(truth.points.len());
+        if let (Some(p), true) = (truth.points.values().nth(n), self.rng.chance(again)) {
+            return (*p.content).clone();
+        }
+        Content::draw(&mut self.rng, &mut truth.fresh, self.world.theme.small())
     }
 
     /// The node's last point, any other, or none.
     fn choose_base(&mut self) -> Done<Option<(RecoveryPoint, Arc<Content>)>> {
+        let own = match self.world.theme {
+            Theme::Again => 1,
+            Theme::Bases => 9,
+            _ => 5,
+        };
         match self.rng.below(10) {
-            0..=5 if self.last.is_some() => {
+            n if n < own && self.last.is_some() => {
                 self.count(Event::BaseUsed);
                 Ok(self.last.clone())
             }
-            6 | 7 => {
+            6 | 7 if self.world.theme == Theme::Mixed => {
                 let Some(point) = self.any_point()? else { return Ok(None) };
                 let content = self.content(point.id)?;
                 Ok(Some((point, content)))
@@ -182,8 +251,8 @@ impl Actor<'_> {
     fn collect(&mut self) -> Done {
         let patience = [0, 1, 30 * 24 * 365].map(SignedDuration::from_hours);
         let options = CollectOptions {
-            dry_run: self.rng.chance(60),
-            repack: self.rng.chance(700),
+            dry_run: self.rng.chance(40),
+            repack: self.rng.chance(600),
             waste_percent: self.rng.pick(&[0, 5, 50]).unwrap_or(0),
             repack_bytes: self.rng.pick(&[u64::MAX, u64::MAX, 10_000]).unwrap_or(0),
             stale_after: self.rng.pick(&patience[..]).unwrap_or_default(),

@@ -319,9 +319,12 @@ impl State {
             return false;
         }
         if self.rng.chance(temper.sleeps * scale) {
-            let until = [10, 40, 150, 400].map(|n| self.steps + n);
-            let long = [until[0], until[1], until[2], until[3], TO_THE_END, FOR_EVER];
-            self.actors[actor].sleeps_until = long[self.rng.below(long.len())];
+            let last = [TO_THE_END, TO_THE_END, FOR_EVER];
+            let until = match self.rng.below(20) {
+                n @ 0..3 => last[n],
+                n => self.steps + [10, 40, 100, 200, 400][n % 5],
+            };
+            self.actors[actor].sleeps_until = until;
             self.naps += 1;
             self.trace.push(Line::Note(actor, format!("sleeps before: {}", tell(&call))));
             return true;

@@ -7,6 +7,8 @@
 pub enum Fault {
     /// A collection does not wait for writers that registered before its plan (G2).
     NoWaitForWriters,
+    /// What must stay is read before the older writers are over, not after it (G2).
+    RootsBeforeWriters,
     /// What the plan condemned is deleted without marking again (G2).
     NoSecondMark,
     /// Points are listed before sessions (G1, G2).
@@ -98,6 +100,7 @@ impl Fault {
     /// The mistakes, each of which some test must notice.
     pub const MISTAKES: &[Fault] = &[
         Fault::NoWaitForWriters,
+        Fault::RootsBeforeWriters,
         Fault::NoSecondMark,
         Fault::PointsBeforeSessions,
         Fault::RemovalsAfterSessions,

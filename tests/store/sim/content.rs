@@ -52,7 +52,8 @@ impl Content {
             }
             return Self { chunks, cut };
         }
-        let chunks = (0..2 + rng.below(if small { 3 } else { 8 })).map(|_| chunk(rng, fresh)).collect();
+        let chunks =
+            (0..2 + rng.below(if small { 3 } else { 8 })).map(|_| chunk(rng, fresh)).collect();
         Self { chunks, cut }
     }
 

@@ -26,6 +26,8 @@ use count::{Counts, Event};
 use disk::Disk;
 use ops::Theme;
 use schedule::Rng;
+
+pub(crate) use schedule::Call;
 use truth::Verdict;
 
 /// What one run came to.

@@ -71,10 +71,10 @@ const fn share(
 }
 
 const OPERATIONS: &[Operation] = &[
-    share(30, 40, 40, 20, |a, within| a.back_up(within)),
-    share(16, 30, 30, 20, |a, _| a.remove()),
+    share(30, 40, 40, 12, |a, within| a.back_up(within)),
+    share(16, 30, 30, 25, |a, _| a.remove()),
     share(20, 40, 30, 25, |a, _| a.collect()),
-    share(8, 0, 0, 15, |a, within| a.hold(within)),
+    share(8, 0, 0, 20, |a, within| a.hold(within)),
     share(6, 0, 0, 4, |a, _| a.let_go()),
     share(6, 0, 0, 5, |a, _| a.restore()),
     share(4, 0, 0, 15, |a, _| a.pin()),
@@ -323,8 +323,7 @@ impl Actor<'_> {
     fn read_held(&mut self) -> Done {
         for held in &self.held {
             let id = held.point.id;
-            let removed =
-                self.world.truth.lock().points.get(&id).is_some_and(|p| p.may_be_gone());
+            let removed = self.world.truth.lock().points.get(&id).is_some_and(|p| p.may_be_gone());
             let mut read = compare(&self.repo, &held.point, &held.content);
             for _ in 0..4 {
                 if read.is_err() {

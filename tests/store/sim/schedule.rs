@@ -52,16 +52,17 @@ pub(crate) enum Call {
 }
 
 impl Call {
-    /// Calls around which the protocol's decisions turn: actors fall asleep there more often.
-    fn decides(&self) -> bool {
+    /// How much the protocol's decisions turn around this call: actors fall asleep more often
+    /// before those that do.
+    fn weight(&self) -> u64 {
         match self {
-            Call::Put(k) => !matches!(k, ObjectKey::Pack(_)),
-            Call::Delete(k) => !matches!(k, ObjectKey::Session(..)),
-            Call::List(f) | Call::ListEnds(f) => !matches!(f, Folder::Slots),
-            Call::Size(k) | Call::Get(k) => {
-                matches!(k, ObjectKey::Removal(_) | ObjectKey::GcEnd(_) | ObjectKey::GcVerdict(_))
-            }
-            Call::Read(_) | Call::Tidy => false,
+            Call::Put(ObjectKey::Pack(_)) => 1,
+            Call::Put(_) => 8,
+            Call::Delete(k) if !matches!(k, ObjectKey::Session(..)) => 6,
+            Call::List(f) | Call::ListEnds(f) if !matches!(f, Folder::Slots) => 4,
+            Call::Size(ObjectKey::Removal(_) | ObjectKey::GcEnd(_)) => 4,
+            Call::Get(ObjectKey::GcVerdict(_)) => 4,
+            _ => 1,
         }
     }
 }
@@ -312,7 +313,7 @@ fn tell(call: &Call) -> String {
 impl State {
     /// Whether somebody else may run before `call`.
     fn disturb(&mut self, actor: usize, call: Call) -> bool {
-        let (temper, scale) = (self.temper, if call.decides() { 4 } else { 1 });
+        let (temper, scale) = (self.temper, call.weight());
         if self.rng.chance(temper.dies * scale / 4) {
             self.actors[actor].killed = true;
             self.deaths += 1;

@@ -214,7 +214,11 @@ pub(crate) fn nothing_left(storage: &dyn Storage) -> Verdict {
     {
         let left = storage.list(folder).map_err(|e| e.to_string())?;
         if let Some(first) = left.first() {
-            return Err(format!("{} of {} are left at the end: {first}", left.len(), folder.name()));
+            return Err(format!(
+                "{} of {} are left at the end: {first}",
+                left.len(),
+                folder.name()
+            ));
         }
     }
     let plans = storage.list(Folder::Gc).map_err(|e| e.to_string())?;

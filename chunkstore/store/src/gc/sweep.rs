@@ -15,6 +15,7 @@ use crate::repository::Inner;
 use crate::session::{self, Newest, SessionInfo};
 
 use super::mark::{Marks, mark};
+use super::roots::Roots;
 use super::{
     Amount, CollectOptions, CollectReport, check_newest, cleared_away, is_missing, overtaken_or,
     roots,
@@ -38,12 +39,13 @@ pub(super) fn sweep(
     let verdict = match record::get::<Verdict>(repo, ObjectKey::GcVerdict(generation)) {
         Ok(verdict) => verdict,
         Err(e) if e.kind() == ErrorKind::NotFound => {
+            let early = planted(Fault::RootsBeforeWriters).then(|| roots::gather(repo));
             report.waiting_for = older_writers(repo, &plan, options, report)?;
             if !report.waiting_for.is_empty() {
                 report.later = amount(&plan.condemned, &packs);
                 return Ok(false);
             }
-            judge(repo, &plan, report, progress)?
+            judge(repo, &plan, early.transpose()?, report, progress)?
         }
         Err(e) => return Err(e),
     };
@@ -111,11 +113,12 @@ fn older_writers(
 fn judge(
     repo: &Inner,
     plan: &Plan,
+    early: Option<Roots>,
     report: &mut CollectReport,
     progress: &dyn Progress,
 ) -> Result<Verdict> {
     let key = ObjectKey::GcVerdict(plan.generation);
-    match doomed(repo, plan, report, progress) {
+    match doomed(repo, plan, early, report, progress) {
         Ok(doomed) => {
             let time = repo.entropy().now();
             put_first(repo, key, &Verdict { generation: plan.generation, doomed, time })
@@ -133,6 +136,7 @@ fn judge(
 fn doomed(
     repo: &Inner,
     plan: &Plan,
+    early: Option<Roots>,
     report: &mut CollectReport,
     progress: &dyn Progress,
 ) -> Result<Vec<PackId>> {
@@ -140,7 +144,7 @@ fn doomed(
         return Ok(plan.condemned.clone());
     }
     let condemned: PackSet = plan.condemned.iter().copied().collect();
-    let roots = roots::gather(repo)?;
+    let roots = early.map_or_else(|| roots::gather(repo), Ok)?;
     // After the points: each was committed when its packs were there.
     repo.synchronise()?;
     let marks = mark(repo, &roots.points, &condemned, progress)?;

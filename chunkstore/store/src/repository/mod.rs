@@ -199,6 +199,11 @@ impl Repository {
         load_config(&LocalStorage::open_real(location.path())?)
     }
 
+    #[cfg(feature = "testkit")]
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     /// What was chosen when the repository was made.
     pub fn config(&self) -> &RepoConfig {
         self.inner.config()

@@ -8,6 +8,7 @@
 )]
 
 mod conformance;
+mod copies;
 mod corpus;
 mod damage;
 mod faults;

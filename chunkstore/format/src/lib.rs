@@ -13,6 +13,7 @@ mod field;
 pub mod fuzz;
 pub mod gc;
 mod id;
+pub mod index_object;
 pub mod keyslot;
 pub mod limits;
 pub mod magic;

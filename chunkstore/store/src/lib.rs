@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod check_index;
 mod diff;
 mod entropy;
 mod error;
@@ -31,7 +32,9 @@ pub use backstay_format::config::{Encryption, RepoConfig};
 pub use backstay_format::point::{
     Consistency, CopiedFrom, DiskRecord, Origin, PointStats, RecoveryPoint,
 };
-pub use backstay_format::{ChunkId, ChunkIndex, ChunkSize, PackId, PinId, PointId, RepoId, SlotId};
+pub use backstay_format::{
+    ChunkId, ChunkIndex, ChunkSize, IndexId, PackId, PinId, PointId, RepoId, SlotId,
+};
 
 pub use backstay_format::gc::Generation;
 pub use backstay_format::session::{Owner, SessionKind};

@@ -11,7 +11,10 @@ mod decide;
 mod mark;
 mod repack;
 mod roots;
+mod summary;
 mod sweep;
+
+use std::sync::Arc;
 
 use backstay_format::PackId;
 use backstay_format::gc::{Generation, Plan, SeenSession};
@@ -19,16 +22,18 @@ use jiff::SignedDuration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::PackSet;
-use crate::key::ObjectKey;
+use crate::key::{Folder, ObjectKey};
 use crate::planted::{Fault, planted};
 use crate::progress::Progress;
 use crate::record;
-use crate::repository::{Inner, load_point_cached};
+use crate::repository::{Inner, consolidate, load_point_cached};
 use crate::session::{self, Newest, SessionInfo};
 
 use decide::Decision;
 use mark::mark;
 use roots::Roots;
+pub(crate) use summary::MemorySummaries;
+use summary::{RocksSummaries, Summaries};
 
 /// How a collection goes about its work.
 #[derive(Clone, Debug)]
@@ -133,7 +138,12 @@ pub(crate) fn collect(
         }
     }
     let Some(plan) = make_plan(repo, options, &mut report, progress)? else { return Ok(report) };
-    sweep::sweep(repo, plan, options, &mut report, progress)?;
+    if sweep::sweep(repo, plan, options, &mut report, progress)?
+        && let Err(error) = consolidate(repo)
+    {
+        // The collection is over. What index objects say is derived, and the next one tries again.
+        tracing::warn!(%error, "the index objects were not merged");
+    }
     Ok(report)
 }
 
@@ -160,7 +170,8 @@ fn make_plan(
     }
     // Once more: of the points just listed some were not there yet when the packs were listed.
     repo.synchronise()?;
-    let marks = mark(repo, &roots.points, &PackSet::new(), progress)
+    let known = summaries(repo)?;
+    let marks = mark(repo, &roots.points, &PackSet::new(), &*known, progress)
         .map_err(|e| overtaken_or(repo, newest, e))?;
     if !marks.missing().is_empty() && session::newest(repo)? != newest {
         return Err(overtaken());
@@ -248,6 +259,28 @@ fn is_missing(e: &Error) -> bool {
 fn overtaken() -> Error {
     let text = "another collection runs at the same time; this one leaves the work to it";
     Error::new(ErrorKind::Busy, text)
+}
+
+/// What earlier collections of this host remember. Damage that was found since may mean that other
+/// copies count now: then nothing is remembered.
+fn summaries(repo: &Inner) -> Result<Arc<dyn Summaries>> {
+    let known: Arc<dyn Summaries> = match repo.marks_dir() {
+        None => repo.summaries().clone(),
+        Some(dir) => match RocksSummaries::open(&dir) {
+            Ok(known) => Arc::new(known),
+            Err(error) => {
+                tracing::warn!(%error, "all references are followed");
+                Arc::new(MemorySummaries::default())
+            }
+        },
+    };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"1");
+    for key in repo.storage().list(Folder::Quarantine)? {
+        hasher.update(key.path().as_bytes());
+    }
+    known.stamp(hasher.finalize().as_bytes());
+    Ok(known)
 }
 
 /// Deletes the records of removed points that nothing holds: first the point, then its removal, so

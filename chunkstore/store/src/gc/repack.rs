@@ -56,6 +56,7 @@ pub(super) fn repack(
         }
     }
     packer.barrier()?;
+    repo.index_exchange().flush();
     lease.check_ours()?;
     repo.index()?.publish()
 }

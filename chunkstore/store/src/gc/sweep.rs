@@ -18,7 +18,7 @@ use super::mark::{Marks, mark};
 use super::roots::Roots;
 use super::{
     Amount, CollectOptions, CollectReport, check_newest, cleared_away, is_missing, overtaken_or,
-    roots,
+    roots, summaries,
 };
 
 /// Ends of past collections that are kept: a node that comes back learns from them that packs were
@@ -147,7 +147,8 @@ fn doomed(
     let roots = early.map_or_else(|| roots::gather(repo), Ok)?;
     // After the points: each was committed when its packs were there.
     repo.synchronise()?;
-    let marks = mark(repo, &roots.points, &condemned, progress)?;
+    let known = summaries(repo)?;
+    let marks = mark(repo, &roots.points, &condemned, &*known, progress)?;
     report.references += marks.references();
     let mut doomed = Vec::new();
     let mut relied_on = HashSet::new();

@@ -1,8 +1,17 @@
 //! The repository as a whole: making, opening, listing.
 
+mod adopt;
+mod consolidate;
+mod damage;
+mod exchange;
+mod gate;
+#[cfg(test)]
+mod index_tests;
 mod inner;
 mod removal;
+mod rounds;
 mod slots;
+mod source;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +21,7 @@ use backstay_format::limits::POINT_PAYLOAD_MAX;
 use backstay_format::limits::SMALL_PAYLOAD_MAX;
 use backstay_format::point::{DiskRecord, RecoveryPoint};
 use backstay_format::session::{Fence, Owner};
-use backstay_format::{ChunkSize, PointId, RepoId, magic};
+use backstay_format::{ChunkId, ChunkSize, PackId, PointId, RepoId, magic};
 use jiff::Timestamp;
 
 use crate::check::{self, CheckOptions, CheckReport, PackCheckReport};
@@ -32,6 +41,7 @@ use crate::secret::Unlock;
 use crate::session::{self, SessionInfo, WriteSession};
 use crate::storage::{LocalStorage, Storage};
 
+pub(crate) use consolidate::consolidate;
 pub(crate) use inner::Inner;
 pub use removal::{Cause, Hold, Keeper, PinInfo, RemovalReport};
 pub(crate) use removal::{check_present, pins, removals};
@@ -61,8 +71,8 @@ pub struct OpenOptions {
     pub cache_bytes: u64,
     /// Threads that fetch ahead of readers.
     pub fetch_threads: usize,
-    /// Whether the repository may work in threads of its own: fetch ahead, write packs, give signs
-    /// of life. Without, every call does all of its work itself: for tests that hold the order.
+    /// Whether the repository may work in threads of its own: fetch ahead, write packs, learn of
+    /// packs while reads go on, give signs of life. Without, every call does all of its work itself: for tests that hold the order.
     pub background: bool,
     /// Who stands behind the sessions; this process when nothing is given.
     pub owner: Option<Owner>,
@@ -320,6 +330,12 @@ impl Repository {
         check::check_packs(&storage, config.id, progress)
     }
 
+    /// The copies of chunks that reads through this repository found damaged: pack, chunk and
+    /// reason, by pack, at most 10,000. Where another copy served, the read went well all the same.
+    pub fn noted_damage(&self) -> Vec<(PackId, ChunkId, String)> {
+        self.inner.noted_damage()
+    }
+
     /// Takes back the space of what no recovery point needs. Runs beside everything else; goes on
     /// where one that was killed stopped. `Busy`: another collection began at the same time.
     pub fn collect(
@@ -418,7 +434,7 @@ fn index_name(location: &Location) -> String {
     let path = std::fs::canonicalize(location.path());
     let path = path.unwrap_or_else(|_| location.path().to_path_buf());
     let hash = blake3::hash(path.as_os_str().as_bytes()).to_hex();
-    format!("index-2-{}", &hash[..16])
+    format!("index-3-{}", &hash[..16])
 }
 
 fn load_config(storage: &dyn Storage) -> Result<RepoConfig> {

@@ -167,6 +167,7 @@ impl WriteSession {
         if bytes.len() > backstay_format::limits::POINT_PAYLOAD_MAX as usize {
             return Err(Error::new(ErrorKind::Invalid, "the recovery point's record is too long"));
         }
+        self.repo.index_exchange().flush();
         self.lease.check_ours()?;
         if let Some(hold) = &self.base_hold {
             hold.check_ours()?;

@@ -310,7 +310,9 @@ impl Packer {
         self.repo.storage().put(ObjectKey::Pack(id), &pack.slices())?;
         // O5: only now, when the pack is durable, may the index learn of it.
         let info = PackInfo::new(&pack.header, pack.entries.len(), pack.len());
-        self.repo.index()?.add_pack(id, info, &pack.entries)
+        self.repo.index()?.add_pack(id, info, &pack.entries)?;
+        self.repo.index_exchange().pack_written(&pack.table());
+        Ok(())
     }
 
     fn fail(&self, e: &Error) {

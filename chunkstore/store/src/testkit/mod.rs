@@ -1,6 +1,7 @@
 //! Tools for tests: a file system that loses power, and randomness that repeats.
 
 pub mod fuzz;
+mod index;
 mod sim_fs;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use crate::pack::read_footer;
 use crate::repository::Repository;
 
 pub use crate::planted::{Fault, plant};
+pub use index::lookup;
 pub use sim_fs::SimFs;
 
 /// Makes the index of an opened repository forget where the chunks of a pack are, though it knows

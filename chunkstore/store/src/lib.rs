@@ -17,6 +17,7 @@ mod keys;
 mod location;
 mod owner;
 mod pack;
+mod planted;
 mod progress;
 mod read;
 mod record;

@@ -6,6 +6,7 @@ use backstay_format::{ChunkId, PackId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkIndex, ChunkLocation, PackSet};
+use crate::planted::{Fault, planted};
 use crate::progress::Progress;
 use crate::read::node;
 use crate::repository::Inner;
@@ -158,8 +159,10 @@ impl Marker<'_> {
                     continue;
                 }
                 if level <= SUMMED_LEVEL {
-                    let summary = self.summary(id, level)?;
-                    self.marks.apply(&summary);
+                    match self.summary(id, level) {
+                        Err(_) if planted(Fault::DamagedNodeSkipped) => {}
+                        summary => self.marks.apply(&summary?.0),
+                    }
                     continue;
                 }
                 self.add_nodes(&[id], &mut own)?;
@@ -171,11 +174,11 @@ impl Marker<'_> {
         Ok(())
     }
 
-    /// Everything a small subtree needs, its root included.
-    fn summary(&mut self, root: ChunkId, level: u8) -> Result<Summary> {
+    /// Everything a small subtree needs, its root included; and whether it lacks nothing.
+    fn summary(&mut self, root: ChunkId, level: u8) -> Result<(Summary, bool)> {
         let holds = |s: &Summary| s.packs().all(|(pack, _)| self.usable.contains(pack));
         if let Some(summary) = self.known.get(root).filter(holds) {
-            return Ok(summary);
+            return Ok((summary, true));
         }
         let mut summary = Summary::default();
         self.add_nodes(&[root], &mut summary)?;
@@ -193,11 +196,11 @@ impl Marker<'_> {
                 }
             }
         } else {
-            let missing = self.marks.missing.len();
             for id in slots {
-                summary.extend(&self.summary(id, level - 1)?);
+                let (below, all) = self.summary(id, level - 1)?;
+                summary.extend(&below);
+                whole &= all;
             }
-            whole = missing == self.marks.missing.len();
         }
         summary.settle();
         // One that lacks something, or lies where it should not, is found anew the next time.
@@ -207,7 +210,7 @@ impl Marker<'_> {
                 self.known.put(std::mem::take(&mut self.fresh));
             }
         }
-        Ok(summary)
+        Ok((summary, whole))
     }
 
     fn add_nodes(&self, nodes: &[ChunkId], summary: &mut Summary) -> Result<()> {

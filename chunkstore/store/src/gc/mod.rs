@@ -23,10 +23,11 @@ use jiff::SignedDuration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::PackSet;
 use crate::key::{Folder, ObjectKey};
+use crate::planted::{Fault, planted};
 use crate::progress::Progress;
 use crate::record;
 use crate::repository::{Inner, consolidate, load_point_cached};
-use crate::session::{self, SessionInfo};
+use crate::session::{self, Newest, SessionInfo};
 
 use decide::Decision;
 use mark::mark;
@@ -157,7 +158,7 @@ fn make_plan(
     let newest = session::newest(repo)?;
     // Spoken for already: what the last collection could not delete yet, or on a dry run what one
     // that waits has condemned.
-    let condemned = session::condemned(repo, newest)?;
+    let condemned = session::condemned(repo, newest).map_err(cleared_away)?;
     repo.synchronise()?;
     // The packs first: whoever wrote one of these is either among the sessions that are listed
     // next, or over, and then its point is among the points listed after them.
@@ -167,10 +168,14 @@ fn make_plan(
     if !options.dry_run {
         report.buried += bury(repo, &roots)?;
     }
-    // The packs of points that were committed since must be known, too.
+    // Once more: of the points just listed some were not there yet when the packs were listed.
     repo.synchronise()?;
     let known = summaries(repo)?;
-    let marks = mark(repo, &roots.points, &PackSet::new(), &*known, progress)?;
+    let marks = mark(repo, &roots.points, &PackSet::new(), &*known, progress)
+        .map_err(|e| overtaken_or(repo, newest, e))?;
+    if !marks.missing().is_empty() && session::newest(repo)? != newest {
+        return Err(overtaken());
+    }
     report.points = roots.points.len() as u64;
     report.references += marks.references();
     report.missing_chunks = marks.missing().len() as u64;
@@ -222,13 +227,33 @@ fn write_plan(
 /// created `key` in the place of one that was cleared away long ago: nobody heeds it, and it goes.
 fn check_newest(repo: &Inner, generation: Generation, key: ObjectKey) -> Result<()> {
     let newest = session::newest(repo)?;
-    if newest.generation == generation && !newest.ended {
+    let as_known = newest.generation == generation && !newest.ended;
+    if as_known || planted(Fault::StaleVerdictHeeded) {
         return Ok(());
     }
     match repo.storage().delete(key) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
         _ => Err(overtaken()),
     }
+}
+
+/// What cannot be followed may have been removed, and taken by another collection, meanwhile: then
+/// nothing is damaged.
+fn overtaken_or(repo: &Inner, known: Newest, e: Error) -> Error {
+    match session::newest(repo) {
+        Ok(newest) if is_missing(&e) && newest != known => overtaken(),
+        _ => e,
+    }
+}
+
+/// The objects of a collection go when a later one is over.
+fn cleared_away(e: Error) -> Error {
+    if e.kind() == ErrorKind::NotFound { overtaken() } else { e }
+}
+
+/// Whether the error says that something needed is not there.
+fn is_missing(e: &Error) -> bool {
+    matches!(e.kind(), ErrorKind::Damaged | ErrorKind::NotFound)
 }
 
 fn overtaken() -> Error {
@@ -269,7 +294,11 @@ fn bury(repo: &Inner, roots: &Roots) -> Result<u64> {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             _ => continue,
         }
-        for key in [ObjectKey::Point(id), ObjectKey::Removal(id)] {
+        let mut keys = [ObjectKey::Point(id), ObjectKey::Removal(id)];
+        if planted(Fault::RemovalDeletedFirst) {
+            keys.reverse();
+        }
+        for key in keys {
             match repo.storage().delete(key) {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::NotFound => {}

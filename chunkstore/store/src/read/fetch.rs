@@ -6,6 +6,7 @@ use backstay_format::{ChunkId, PackId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkLocation, PackSet};
 use crate::key::ObjectKey;
+use crate::planted::{Fault, planted};
 use crate::repository::Inner;
 use crate::seal::Decoder;
 
@@ -58,7 +59,13 @@ pub(crate) fn fetch(
     scratch: &mut ReadScratch,
 ) -> Result<()> {
     let ids: Vec<ChunkId> = wanted.iter().map(|w| w.id).collect();
-    locate(repo, &ids, &mut scratch.locations)?;
+    match locate(repo, &ids, &mut scratch.locations) {
+        Err(_) if planted(Fault::ZerosForMissing) => {
+            wanted.iter_mut().for_each(|w| w.out.fill(0));
+            return Ok(());
+        }
+        located => located?,
+    }
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     let place = |i: usize| scratch.locations[i].map(|l| (l.pack, l.offset));
     order.sort_by_key(|&i| place(i));
@@ -200,7 +207,8 @@ fn decode_one(
         return Err(Error::new(ErrorKind::Damaged, text));
     }
     decoder.decode(key, kind, &l.entry(w.id), bytes, w.out)?;
-    if repo.keys().chunk_id(kind, w.out) != w.id {
+    let other = repo.keys().chunk_id(kind, w.out) != w.id;
+    if other && !planted(Fault::IdNotCompared) {
         return Err(Error::new(ErrorKind::Damaged, "the decoded bytes are not the chunk's"));
     }
     Ok(())

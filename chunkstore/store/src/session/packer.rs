@@ -1,4 +1,4 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkLocation, PackInfo, PackSet};
 use crate::key::ObjectKey;
 use crate::pack::{ClosedPack, OpenPack, Reservation};
+use crate::planted::{Fault, planted};
 use crate::repository::Inner;
 use crate::seal::{Decoder, Encoder, seal};
 
@@ -40,8 +41,8 @@ pub(crate) struct Packer {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The pack being filled, one a kind.
-    open: HashMap<PackKind, OpenPack>,
+    /// The pack being filled, one a kind; in order, so that a seed names one run.
+    open: BTreeMap<PackKind, OpenPack>,
     /// Full packs that wait for reserved bytes still being sealed.
     closing: HashMap<PackId, OpenPack>,
     /// Chunks of this session that are not in the index yet.
@@ -155,6 +156,9 @@ impl Packer {
         ids: &[ChunkId],
         found: &mut Vec<Option<ChunkLocation>>,
     ) -> Result<()> {
+        if planted(Fault::CondemnedPacksUsed) {
+            return self.repo.index()?.get_many(ids, &PackSet::new(), found);
+        }
         self.repo.index()?.get_many(ids, &self.condemned, found)
     }
 
@@ -171,6 +175,9 @@ impl Packer {
             state.check()?;
             // Two threads that meet the same new chunk: one stores it.
             chunks.retain(|c| state.unindexed.insert(c.id));
+            if planted(Fault::StoresTwice) || planted(Fault::TwinsCountAsNone) {
+                chunks.extend(chunks.clone());
+            }
         }
         if chunks.is_empty() {
             return Ok(0);
@@ -189,6 +196,9 @@ impl Packer {
         for c in chunks {
             let start = bytes.len();
             let encoding = codec.encoder.encode(c.raw, sealed, &mut bytes);
+            if planted(Fault::CodecSpoils) || planted(Fault::DecodeNotChecked) {
+                bytes[start] ^= 0x40;
+            }
             entries.push(PackEntry {
                 id: c.id,
                 offset: start as u32,
@@ -209,7 +219,9 @@ impl Packer {
             if let Some(key) = &place.key {
                 seal(key, kind, entry, stored);
             }
-            self.check_decodes(kind, place.key.as_deref(), entry, stored, c.raw, codec)?;
+            if !planted(Fault::DecodeNotChecked) {
+                self.check_decodes(kind, place.key.as_deref(), entry, stored, c.raw, codec)?;
+            }
         }
         self.hand_in(kind, &place, bytes, &entries)
     }
@@ -284,7 +296,7 @@ impl Packer {
             let mut state = self.state.lock();
             state.check()?;
             assert!(state.closing.is_empty(), "no chunk is being stored during a barrier");
-            state.open.drain().map(|(_, p)| p).collect()
+            std::mem::take(&mut state.open).into_values().collect()
         };
         for pack in packs {
             self.enqueue(pack)?;
@@ -308,6 +320,7 @@ impl Packer {
                     state.unindexed.remove(&e.id);
                 }
             }
+            Err(_) if planted(Fault::FailedPackIgnored) => {}
             Err(e) => state.set_failed(&e),
         }
         self.idle.notify_all();

@@ -10,6 +10,7 @@ use super::Storage;
 use super::reserve::Reserve;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Folder, ObjectKey};
+use crate::planted::{Fault, planted};
 use crate::vfs::{RealFs, Vfs, VfsRead, VfsWrite};
 
 /// A directory of the local (or a mounted) file system.
@@ -140,11 +141,32 @@ impl LocalStorage {
         for part in parts {
             file.write_all(part)?;
         }
-        file.sync()?;
+        let early = planted(Fault::RenamedBeforeSync);
+        if early {
+            self.fs.rename_new(temp, &path)?;
+        }
+        let synced = if planted(Fault::FileNotSynced) { Ok(()) } else { file.sync() };
+        match synced {
+            Err(_) if planted(Fault::SyncTriedAgain) => file.sync()?,
+            synced => synced?,
+        }
         // The file stays ours until it has its name, or a clean-up would take it for a dead one.
-        self.fs.rename_new(temp, &path)?;
+        if !early {
+            self.name(temp, &path)?;
+        }
         drop(file);
-        self.fs.sync_dir(dir)
+        if planted(Fault::DirectoryNotSynced) { Ok(()) } else { self.fs.sync_dir(dir) }
+    }
+
+    /// Gives a finished file its name, which must be free.
+    fn name(&self, temp: &Path, path: &Path) -> io::Result<()> {
+        match self.fs.rename_new(temp, path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && planted(Fault::PutReplaces) => {
+                self.fs.remove(path)?;
+                self.fs.rename_new(temp, path)
+            }
+            named => named,
+        }
     }
 }
 
@@ -237,7 +259,11 @@ impl Storage for LocalStorage {
     }
 
     fn read_at(&self, key: ObjectKey, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.file(key)?.read_exact_at(buf, offset).map_err(|e| {
+        let read = self.file(key)?.read_exact_at(buf, offset);
+        if planted(Fault::ShortReadAccepted) {
+            return Ok(());
+        }
+        read.map_err(|e| {
             if e.kind() == io::ErrorKind::UnexpectedEof {
                 return Error::new(
                     ErrorKind::Damaged,

@@ -43,7 +43,7 @@ pub use check::{CheckOptions, CheckReport, Damage, DamageKind, PackCheckReport};
 pub use diff::{DiffExtent, DiffKind};
 pub use entropy::{Entropy, SystemEntropy};
 pub use error::{Error, ErrorKind};
-pub use gc::{Amount, CollectOptions, CollectReport};
+pub use gc::{Amount, CollectOptions, CollectReport, LastCollection};
 pub use index::IndexChoice;
 pub use key::{Folder, ObjectKey};
 pub use location::Location;

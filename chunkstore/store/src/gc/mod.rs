@@ -14,11 +14,12 @@ mod roots;
 mod summary;
 mod sweep;
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 use backstay_format::PackId;
-use backstay_format::gc::{Generation, Plan, SeenSession};
-use jiff::SignedDuration;
+use backstay_format::gc::{End, Generation, Plan, SeenSession};
+use jiff::{SignedDuration, Timestamp};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::PackSet;
@@ -79,6 +80,49 @@ impl Amount {
         self.packs += 1;
         self.bytes += bytes;
     }
+}
+
+impl AddAssign for Amount {
+    fn add_assign(&mut self, other: Self) {
+        self.packs += other.packs;
+        self.bytes += other.bytes;
+    }
+}
+
+/// The newest collection, as far as its records tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastCollection {
+    /// Its number.
+    pub generation: Generation,
+    /// When it ended, by its collector's clock; nothing while it waits for sessions, or while its
+    /// collector is at work or has died.
+    pub ended: Option<Timestamp>,
+    /// When it was planned; nothing once it has ended.
+    pub planned: Option<Timestamp>,
+    /// Packs that it deleted, or that it has condemned when it has not ended.
+    pub packs: u64,
+}
+
+/// Reads what the newest collection left. Nothing if there was none.
+pub(crate) fn last_collection(repo: &Inner) -> Result<Option<LastCollection>> {
+    let newest = session::newest(repo)?;
+    let generation = newest.generation;
+    if generation == Generation::default() {
+        return Ok(None);
+    }
+    if newest.ended {
+        let end: End = record::get(repo, ObjectKey::GcEnd(generation))?;
+        let packs = end.deleted.len() as u64;
+        return Ok(Some(LastCollection {
+            generation,
+            ended: Some(end.time),
+            planned: None,
+            packs,
+        }));
+    }
+    let plan: Plan = record::get(repo, ObjectKey::GcPlan(generation))?;
+    let packs = plan.condemned.len() as u64;
+    Ok(Some(LastCollection { generation, ended: None, planned: Some(plan.time), packs }))
 }
 
 /// What a collection did, or would do.
@@ -163,7 +207,14 @@ fn make_plan(
     // The packs first: whoever wrote one of these is either among the sessions that are listed
     // next, or over, and then its point is among the points listed after them.
     let mut candidates = repo.index()?.packs();
-    candidates.retain(|(id, _)| !condemned.contains(id));
+    let mut spoken_for = Amount::default();
+    candidates.retain(|(id, info)| {
+        let free = !condemned.contains(id);
+        if !free {
+            spoken_for.add(info.len);
+        }
+        free
+    });
     let roots = roots::gather(repo)?;
     if !options.dry_run {
         report.buried += bury(repo, &roots)?;
@@ -181,6 +232,10 @@ fn make_plan(
     report.missing_chunks = marks.missing().len() as u64;
     let mut decision = decide::decide(&candidates, &marks, &roots, options);
     decision.tell(report);
+    if options.dry_run {
+        // What an earlier collection condemned would go first, or is under a retention lock.
+        *(if newest.ended { &mut report.locked } else { &mut report.later }) += spoken_for;
+    }
     // Packs of a writer that seems to be dead: the plan notes its last sign of life, and a later
     // collection fences it if there was none since.
     let suspects = decision.undecided && roots.any_writer_older_than(repo, options.stale_after);

@@ -62,7 +62,7 @@ pub(super) fn sweep(
     let doomed: HashSet<&PackId> = verdict.doomed.iter().collect();
     let kept: Vec<PackId> =
         plan.condemned.iter().filter(|p| !doomed.contains(p)).copied().collect();
-    report.kept = amount(&kept, &packs);
+    report.kept += amount(&kept, &packs);
     let end = End { generation, deleted, kept, locked, time: repo.entropy().now() };
     // The packs are gone: only now may writers stop to avoid those that stay.
     put_first(repo, ObjectKey::GcEnd(generation), &end)?;

@@ -28,7 +28,7 @@ use crate::check::{self, CheckOptions, CheckReport, PackCheckReport};
 use crate::diff::{self, DiffExtent};
 use crate::entropy::{Entropy, SystemEntropy, array};
 use crate::error::{Error, ErrorKind, Result};
-use crate::gc::{self, CollectOptions, CollectReport};
+use crate::gc::{self, CollectOptions, CollectReport, LastCollection};
 use crate::index::IndexChoice;
 use crate::key::{Folder, ObjectKey};
 use crate::keys::Keys;
@@ -373,6 +373,11 @@ impl Repository {
         progress: &dyn Progress,
     ) -> Result<CollectReport> {
         gc::collect(&self.inner, options, progress)
+    }
+
+    /// The newest collection; nothing if there was none. Reads one listing and one record.
+    pub fn last_collection(&self) -> Result<Option<LastCollection>> {
+        gc::last_collection(&self.inner)
     }
 
     /// Learns of packs that others wrote.

@@ -112,7 +112,8 @@ impl Repository {
     }
 
     /// Removes recovery points. They are not listed any more when this returns, and the next
-    /// collection takes what only they need. Points that are pinned or in use stay.
+    /// collection takes what only they need. Points that are pinned or in use stay. One that
+    /// somebody else removed meanwhile counts as removed.
     ///
     /// Whether a removal asks too much (all points of a machine) is for the caller to ask.
     pub fn remove_points(&self, points: &[PointId], cause: &Cause) -> Result<RemovalReport> {
@@ -139,7 +140,12 @@ impl Repository {
     }
 
     fn remove_one(&self, id: PointId, cause: &Cause) -> Result<()> {
-        check_present(&self.inner, id)?;
+        let storage = self.inner.storage();
+        // Somebody else may have removed it since the caller listed it: then it is as was wished.
+        match storage.size(ObjectKey::Removal(id)) {
+            Err(e) if e.kind() == ErrorKind::NotFound => storage.size(ObjectKey::Point(id))?,
+            other => return other.map(drop),
+        };
         // A record that cannot be read can be removed all the same.
         let machine = match self.point(id) {
             Ok(point) => point.machine,
@@ -159,6 +165,11 @@ impl Repository {
         }
         self.inner.points().remove(&id);
         Ok(())
+    }
+
+    /// The points that are removed and whose records no collection has taken yet, sorted.
+    pub fn removed_points(&self) -> Result<Vec<PointId>> {
+        Ok(removals(&self.inner)?.into_iter().collect())
     }
 
     /// The pins there are.

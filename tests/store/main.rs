@@ -8,17 +8,25 @@
 )]
 
 mod conformance;
+mod copies;
 mod corpus;
 mod damage;
 mod faults;
+mod full_disk;
 mod gc;
 mod index;
+mod interrupt;
 mod keep;
+mod keys;
 mod matrix;
 mod model;
+mod nodes;
+mod orders;
+mod planted;
 mod power;
 mod processes;
 mod repair;
 mod repository;
+mod sim;
 mod support;
 mod verify;

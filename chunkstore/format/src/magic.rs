@@ -26,6 +26,8 @@ pub const QUARANTINE: [u8; 8] = *b"BKSTQUAR";
 pub const VERIFIED: [u8; 8] = *b"BKSTVRFY";
 /// The parity of a pack.
 pub const PARITY: [u8; 8] = *b"BKSTPARI";
+/// An index object: tables of packs.
+pub const INDEX: [u8; 8] = *b"BKSTINDX";
 /// The header of a pack.
 pub const PACK: [u8; 8] = *b"BKSTPACK";
 /// The trailer of a pack.

@@ -4,9 +4,10 @@
 use backstay_format::PackId;
 use backstay_format::verified::Level;
 
+use crate::check_index::Footers;
 use crate::error::Result;
 use crate::key::{Folder, ObjectKey};
-use crate::pack::read_footer;
+use crate::pack::{PackFooter, read_footer};
 use crate::parity;
 use crate::progress::Progress;
 use crate::quarantine::lost;
@@ -35,6 +36,8 @@ pub struct CheckReport {
     pub chunks: u64,
     /// Bytes of packs read.
     pub read_bytes: u64,
+    /// Packs of which this host's index disagreed with the footer. It was put right.
+    pub index_corrected: u64,
     /// What was found.
     pub damage: Vec<Damage>,
     /// Findings beyond the most that a report lists.
@@ -77,6 +80,7 @@ fn check_all_packs(
     let packs = inner.storage().list(Folder::Packs)?;
     progress.total("packs", packs.len() as u64);
     let mut decoder = Decoder::new()?;
+    let mut footers = Footers::default();
     let parity = if options.read_data { parity::present(inner)? } else { Default::default() };
     for key in packs {
         stopped(progress)?;
@@ -86,6 +90,7 @@ fn check_all_packs(
         if inner.quarantine().is_whole(id) {
             continue;
         }
+        let footer = footer_only(inner, id)?;
         let verdict = if options.read_data {
             let has = parity.contains(&id);
             let checked = check_with_parity(inner, id, Level::Full, has, &mut decoder)?;
@@ -95,11 +100,16 @@ fn check_all_packs(
             }
             checked.verdict
         } else {
-            footer_only(inner, id)?
+            footer.verdict
         };
+        if let Some(footer) = footer.footer {
+            report.index_corrected += u64::from(footers.compare(inner, footer.into_table())?);
+        }
         match verdict {
             Verdict::Gone | Verdict::Whole => {}
             Verdict::Unsupported { reason } | Verdict::Bad { chunks: None, reason } => {
+                // What this host's index says of it may serve all the same: reading will tell.
+                bad.add_whole(id);
                 findings.add_text(DamageKind::Pack(id), reason);
             }
             Verdict::Bad { chunks: Some(chunks), reason } => {
@@ -116,15 +126,23 @@ fn check_all_packs(
             }
         }
     }
+    footers.compare_objects(inner, findings)?;
     Ok(bad)
 }
 
-fn footer_only(inner: &Inner, pack: PackId) -> Result<Verdict> {
+/// A pack's footer, and what becomes of the pack by it alone.
+struct Foot {
+    verdict: Verdict,
+    footer: Option<PackFooter>,
+}
+
+fn footer_only(inner: &Inner, pack: PackId) -> Result<Foot> {
+    let none = |verdict| Ok(Foot { verdict, footer: None });
     match read_footer(inner.storage(), inner.config().id, inner.keys(), pack) {
-        Ok(_) => Ok(Verdict::Whole),
-        Err(e) if e.kind() == crate::ErrorKind::NotFound => Ok(Verdict::Gone),
+        Ok(footer) => Ok(Foot { verdict: Verdict::Whole, footer: Some(footer) }),
+        Err(e) if e.kind() == crate::ErrorKind::NotFound => none(Verdict::Gone),
         Err(e) if lost(&e) || e.is_media_error() => {
-            Ok(Verdict::Bad { chunks: None, reason: e.whole_story() })
+            none(Verdict::Bad { chunks: None, reason: e.whole_story() })
         }
         Err(e) => Err(e),
     }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod check_index;
 mod diff;
 mod entropy;
 mod error;
@@ -17,6 +18,7 @@ mod location;
 mod owner;
 mod pack;
 mod parity;
+mod planted;
 mod progress;
 mod quarantine;
 mod read;
@@ -31,10 +33,13 @@ mod verify;
 mod vfs;
 
 pub use backstay_format::config::{Encryption, RepoConfig};
+pub use backstay_format::keyslot::SlotKind;
 pub use backstay_format::point::{
     Consistency, CopiedFrom, DiskRecord, Origin, PointStats, RecoveryPoint,
 };
-pub use backstay_format::{ChunkId, ChunkIndex, ChunkSize, PackId, PinId, PointId, RepoId, SlotId};
+pub use backstay_format::{
+    ChunkId, ChunkIndex, ChunkSize, IndexId, PackId, PinId, PointId, RepoId, SlotId,
+};
 
 pub use backstay_format::gc::Generation;
 pub use backstay_format::session::{Owner, SessionKind};
@@ -43,7 +48,7 @@ pub use check::{CheckOptions, CheckReport};
 pub use diff::{DiffExtent, DiffKind};
 pub use entropy::{Entropy, SystemEntropy};
 pub use error::{Error, ErrorKind};
-pub use gc::{Amount, CollectOptions, CollectReport};
+pub use gc::{Amount, CollectOptions, CollectReport, LastCollection};
 pub use index::IndexChoice;
 pub use key::{Folder, ObjectKey};
 pub use location::Location;
@@ -55,17 +60,17 @@ pub use repair::{
     RepositorySource, WantedChunk,
 };
 pub use repository::{
-    Cause, Hold, InitOptions, Keeper, KeySlotInfo, OpenOptions, PinInfo, PointList, RemovalReport,
-    RepoStats, Repository,
+    Cause, Hold, InitOptions, Keeper, KeyRotation, KeySlotInfo, OpenOptions, PinInfo, PointList,
+    RemovalReport, RepoStats, Repository,
 };
-pub use secret::{Secret, Unlock};
+pub use secret::{RecoveryKey, Secret, Unlock};
 pub use session::{ChunkStats, ImageWriter, NewPoint, SessionInfo, WriteScratch, WriteSession};
 pub use storage::{FaultPlan, FaultStorage, LocalStorage, MemoryStorage, Storage};
 pub use verify::{
     AGE_DAYS, Damage, DamageKind, KeylessOptions, PackCheckReport, VerifyOptions, VerifyReport,
     VerifyStatus,
 };
-pub use vfs::{RealFs, Vfs, VfsRead, VfsWrite};
+pub use vfs::{RealFs, Space, Vfs, VfsRead, VfsWrite};
 
 #[cfg(feature = "testkit")]
 pub mod testkit;

@@ -21,15 +21,13 @@ use crate::index::{ChunkIndex, ChunkLocation, PackInfo};
 use crate::key::{Folder, ObjectKey};
 use crate::pack::read_footer;
 use crate::record;
-use crate::repository::Inner;
+use crate::repository::{Excluded, Inner, Source};
 use crate::seal::Decoder;
 
 /// What this process knows of bad copies.
 #[derive(Debug, Default)]
 pub(crate) struct Quarantine {
     state: RwLock<State>,
-    /// One reading of new records at a time.
-    learning: Mutex<()>,
     /// The table of the pack that was last asked for a chunk nobody else has.
     table: Mutex<Option<(PackId, Arc<Table>)>>,
 }
@@ -84,11 +82,11 @@ impl State {
 }
 
 impl Quarantine {
-    /// Reads the records it does not know. One that cannot be read is noted: it stops a
-    /// collection, and nothing else.
-    pub(crate) fn learn(&self, repo: &Inner) -> Result<()> {
-        let _one = self.learning.lock();
-        let keys = repo.storage().list(Folder::Quarantine)?;
+    /// Reads the records it does not know; tells whether what is known has changed. One that cannot
+    /// be read is noted: it stops a collection, and nothing else. Called one at a time.
+    pub(crate) fn learn(&self, source: &Source) -> Result<bool> {
+        let mut changed = false;
+        let keys = source.storage.list(Folder::Quarantine)?;
         let id = |k: ObjectKey| if let ObjectKey::Quarantine(id) = k { Some(id) } else { None };
         let stored: BTreeSet<QuarantineId> = keys.into_iter().filter_map(id).collect();
         let new: Vec<QuarantineId> = {
@@ -96,6 +94,7 @@ impl Quarantine {
             if state.records.keys().any(|id| !stored.contains(id)) {
                 // Some speak of packs that are gone: what stays is read again.
                 *state = State { version: state.version, ..State::default() };
+                changed = true;
             }
             state.unreadable.retain(|id, _| stored.contains(id));
             let known = |id: &QuarantineId| {
@@ -104,8 +103,11 @@ impl Quarantine {
             stored.into_iter().filter(|id| !known(id)).collect()
         };
         for id in new {
-            match get(repo, id) {
-                Ok(record) => self.state.write().take_in(record),
+            match get(source, id) {
+                Ok(record) => {
+                    self.state.write().take_in(record);
+                    changed = true;
+                }
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Unsupported) => {
                     tracing::warn!(%id, error = %e, "a record of damage cannot be read");
@@ -114,7 +116,22 @@ impl Quarantine {
                 Err(e) => return Err(e),
             }
         }
-        Ok(())
+        Ok(changed)
+    }
+
+    /// What an index must not say, by pack.
+    pub(crate) fn excluded(&self) -> HashMap<PackId, Excluded> {
+        let state = self.state.read();
+        let of = |bad: &Bad| match bad.whole {
+            true => Excluded::Whole,
+            false => Excluded::Chunks(bad.chunks.clone()),
+        };
+        state.packs.iter().map(|(id, bad)| (*id, of(bad))).collect()
+    }
+
+    /// The records that are known and can be read, in order.
+    pub(crate) fn records(&self) -> Vec<QuarantineId> {
+        self.state.read().records.keys().copied().collect()
     }
 
     /// Makes the index forget bad copies. `fresh` are packs it has just learned of.
@@ -306,9 +323,9 @@ pub(crate) fn read_copy(repo: &Inner, id: ChunkId, l: &ChunkLocation) -> Result<
     Ok(raw)
 }
 
-fn get(repo: &Inner, id: QuarantineId) -> Result<Record> {
+fn get(source: &Source, id: QuarantineId) -> Result<Record> {
     let key = ObjectKey::Quarantine(id);
-    let record: Record = record::get(repo, key)?;
+    let record: Record = source.record(key)?;
     if record.id != id {
         let text = format!("{key} says it is {}", record.id);
         return Err(Error::new(ErrorKind::Damaged, text));
@@ -379,12 +396,6 @@ fn tidy_reason(text: &str) -> String {
     }
     out.truncate(end);
     out
-}
-
-/// Learns of new records and makes the index follow: after writing some.
-pub(crate) fn refresh(repo: &Inner) -> Result<()> {
-    repo.quarantine().learn(repo)?;
-    repo.quarantine().apply(&*repo.index()?, &[])
 }
 
 /// Every pack a collection may look at: those of the index, and those in quarantine as a whole,

@@ -1,10 +1,12 @@
 //! Small sealed objects: written once, read whole (FORMAT.md, Records).
 
+use backstay_format::RepoId;
 use backstay_format::envelope::{CHECKSUM_LEN, Envelope, HEAD_LEN};
 use backstay_format::record::Record;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::ObjectKey;
+use crate::keys::Keys;
 use crate::repository::Inner;
 
 /// Writes a record; durable when this returns. `Exists` if the name is taken (rule O4).
@@ -53,9 +55,20 @@ pub(crate) fn open(
     payload_max: u32,
     bytes: &[u8],
 ) -> Result<Vec<u8>> {
+    open_with(repo.keys(), repo.config().id, key, magic, payload_max, bytes)
+}
+
+/// The same for who has no more of the repository than its keys.
+pub(crate) fn open_with(
+    keys: &Keys,
+    repo_id: RepoId,
+    key: ObjectKey,
+    magic: [u8; 8],
+    payload_max: u32,
+    bytes: &[u8],
+) -> Result<Vec<u8>> {
     let damaged = |e| Error::format(format!("{key} is damaged"), e);
     let envelope = Envelope::decode(bytes, magic, payload_max).map_err(damaged)?;
-    let (keys, repo_id) = (repo.keys(), repo.config().id);
     if envelope.repo_id != repo_id || envelope.sealed != keys.sealed() {
         let text = format!("{key} belongs to another repository");
         return Err(Error::new(ErrorKind::Damaged, text));

@@ -9,6 +9,7 @@ mod it {
     mod journey;
     mod keys;
     mod mounts;
+    mod recovery;
     mod repair;
     mod retention;
     mod support;

@@ -17,6 +17,7 @@ use backstay_format::magic;
 use backstay_format::point::RecoveryPoint;
 use backstay_format::verified::Level;
 
+use crate::check_index::Footers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::ObjectKey;
 use crate::parity;
@@ -116,6 +117,7 @@ pub(crate) fn repair(
     // What was found bad is in quarantine by now, and the index knows the new packs.
     inner.synchronise()?;
     check_objects(inner, &mut findings, progress)?;
+    Footers::default().compare_objects(inner, &mut findings)?;
     // A pack that was found bad is superseded where all that is needed is whole elsewhere. One that
     // only a newer program can read is not.
     for damage in &report.found.damage {

@@ -93,6 +93,8 @@ pub trait ChunkSource: Send + Debug {
 #[derive(Debug)]
 pub struct RepositorySource {
     repo: Repository,
+    /// Whether all of its packs are known.
+    known: bool,
     points: Option<Vec<RecoveryPoint>>,
     disks: HashMap<(PointId, String), Option<ImageReader>>,
 }
@@ -103,7 +105,7 @@ const DISKS_MAX: usize = 1024;
 impl RepositorySource {
     /// A source that reads from `repo`.
     pub fn new(repo: Repository) -> Self {
-        Self { repo, points: None, disks: HashMap::new() }
+        Self { repo, known: false, points: None, disks: HashMap::new() }
     }
 
     fn disk(&mut self, place: &DiskPlace) -> Result<Option<ImageReader>> {
@@ -141,9 +143,12 @@ impl ChunkSource for RepositorySource {
     }
 
     fn offer(&mut self, wanted: &WantedChunk) -> Result<Option<Vec<u8>>> {
-        if self.repo.config().id == wanted.place.repository
-            && let Some(bytes) = any_copy(self.repo.inner(), wanted.id)?
-        {
+        let same_keys = self.repo.config().id == wanted.place.repository;
+        if same_keys && !self.known {
+            self.repo.inner().synchronise()?;
+            self.known = true;
+        }
+        if same_keys && let Some(bytes) = any_copy(self.repo.inner(), wanted.id)? {
             return Ok(Some(bytes));
         }
         if wanted.node_level.is_some() {

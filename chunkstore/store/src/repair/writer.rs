@@ -34,7 +34,7 @@ impl Writer {
             purpose: "repair".into(),
         };
         let (lease, condemned) = Lease::register(&repo, request)?;
-        let packer = Packer::start(repo.clone(), lease.id(), condemned)?;
+        let packer = Packer::start_vital(repo.clone(), lease.id(), condemned)?;
         let codec = Codec::new()?;
         Ok(Self { repo, lease, packer, codec, data: Vec::new(), tree: Vec::new() })
     }
@@ -63,6 +63,7 @@ impl Writer {
         self.flush(PackKind::Data)?;
         self.flush(PackKind::Tree)?;
         let stored = self.packer.barrier()?;
+        self.repo.index_exchange().flush();
         self.lease.check_ours()?;
         self.repo.index()?.publish()?;
         Ok((self.lease.id(), stored))

@@ -1,7 +1,6 @@
 //! Which bytes of which packs a disk needs: for tests that damage some, and must know what is lost.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use backstay_format::node::chunks_below;
 use backstay_format::pack::header;
@@ -32,7 +31,7 @@ pub fn needs(repo: &Repository, disk: &DiskRecord) -> Result<Vec<Needs>> {
 }
 
 fn walk(
-    inner: &Arc<Inner>,
+    inner: &Inner,
     id: ChunkId,
     levels: u8,
     first: u64,
@@ -61,7 +60,7 @@ fn walk(
     Ok(())
 }
 
-fn copies(inner: &Arc<Inner>, id: ChunkId) -> Result<Vec<Copy>> {
+fn copies(inner: &Inner, id: ChunkId) -> Result<Vec<Copy>> {
     let copies = inner.index()?.copies(id)?;
     let range = |offset: u32, len: u32| u64::from(offset)..u64::from(offset) + u64::from(len);
     Ok(copies.into_iter().map(|l| (l.pack, range(l.offset, l.stored_len))).collect())

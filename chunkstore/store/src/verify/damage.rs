@@ -1,4 +1,4 @@
-use backstay_format::{PackId, PointId};
+use backstay_format::{IndexId, PackId, PointId};
 
 use crate::error::Error;
 
@@ -9,6 +9,8 @@ pub enum DamageKind {
     Point(PointId),
     /// A pack, or a chunk in it.
     Pack(PackId),
+    /// An index object. No data is lost with it.
+    Index(IndexId),
     /// Another object of the repository, by its name below it.
     Object(String),
     /// A range of a disk that cannot be restored.

@@ -22,12 +22,12 @@ use backstay_format::point::RecoveryPoint;
 use backstay_format::verified::Level;
 use jiff::{SignedDuration, Timestamp};
 
+use crate::check_index::Footers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gc::Amount;
 use crate::key::ObjectKey;
 use crate::parity;
 use crate::progress::Progress;
-use crate::quarantine;
 use crate::repository::{Inner, PointList, Repository};
 
 pub use damage::{Damage, DamageKind};
@@ -158,9 +158,10 @@ pub(crate) fn find(
     for (_, len) in &queue {
         status::add(&mut report.left, *len);
     }
-    quarantine::refresh(inner)?;
+    inner.follow_quarantine()?;
     let mut findings = Findings::default();
     check_objects(inner, &mut findings, progress)?;
+    Footers::default().compare_objects(inner, &mut findings)?;
     let points = readable_points(list, &mut findings);
     findings.damage.extend(packs.damage);
     findings.left_out += packs.left_out;
@@ -237,5 +238,5 @@ fn supersede_unreadable(inner: &Inner, facts: &Facts, report: &VerifyReport) -> 
             Err(e) => return Err(e),
         }
     }
-    inner.quarantine().learn(inner)
+    inner.learn_quarantine()
 }

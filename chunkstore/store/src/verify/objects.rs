@@ -2,7 +2,7 @@
 
 use backstay_format::gc::{End, Plan, Verdict};
 use backstay_format::keyslot::KeySlot;
-use backstay_format::limits::{GC_PAYLOAD_MAX, SMALL_PAYLOAD_MAX};
+use backstay_format::limits::SMALL_PAYLOAD_MAX;
 use backstay_format::quarantine::Quarantine;
 use backstay_format::record::Record;
 use backstay_format::removal::{Pin, Removal};
@@ -22,14 +22,14 @@ use super::walk::stopped;
 /// What an envelope has besides its payload.
 const ENVELOPE_OVERHEAD: u64 = 64;
 
-/// The folders of small objects; points are read with their trees, parity with its pack.
-const FOLDERS: [Folder; 8] = [
+/// The folders of small objects; points are read with their trees, parity with its pack, and index
+/// objects table by table.
+const FOLDERS: [Folder; 7] = [
     Folder::Slots,
     Folder::Sessions,
     Folder::Removals,
     Folder::Pins,
     Folder::Gc,
-    Folder::Index,
     Folder::Quarantine,
     Folder::Verified,
 ];
@@ -74,10 +74,11 @@ fn check_one(inner: &Inner, key: ObjectKey) -> Result<()> {
         ObjectKey::GcEnd(n) => named(key, get::<End>(inner, key)?.generation == n),
         ObjectKey::Quarantine(id) => named(key, get::<Quarantine>(inner, key)?.id == id),
         ObjectKey::Verified(id) => named(key, get::<Verified>(inner, key)?.id == id),
-        ObjectKey::Index(_) => frame(inner, key),
-        ObjectKey::Config | ObjectKey::Pack(_) | ObjectKey::Point(_) | ObjectKey::Parity(_) => {
-            Ok(())
-        }
+        ObjectKey::Config
+        | ObjectKey::Pack(_)
+        | ObjectKey::Point(_)
+        | ObjectKey::Parity(_)
+        | ObjectKey::Index(_) => Ok(()),
     }
 }
 
@@ -90,12 +91,4 @@ fn named(key: ObjectKey, right: bool) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Damaged, format!("{key} holds an object of another name")))
-}
-
-/// Whether an object is framed and sealed as its own magic says: its payload is derived, and who
-/// uses it checks it.
-fn frame(inner: &Inner, key: ObjectKey) -> Result<()> {
-    let bytes = inner.storage().get(key, u64::from(GC_PAYLOAD_MAX) + ENVELOPE_OVERHEAD)?;
-    let magic = bytes.first_chunk::<8>().copied().unwrap_or_default();
-    record::open(inner, key, magic, GC_PAYLOAD_MAX, &bytes).map(drop)
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkLocation, PackSet};
 use crate::progress::Progress;
 use crate::quarantine::{lost, read_copy};
-use crate::read::node;
+use crate::read::{node, node_afresh};
 use crate::repository::{Inner, check_present};
 
 use super::damage::{DamageKind, Findings};
@@ -57,6 +57,11 @@ impl BadCopies {
     /// The packs that hold a bad copy of a chunk.
     pub(crate) fn packs_of(&self, id: ChunkId) -> impl Iterator<Item = PackId> {
         self.chunks.get(&id).into_iter().flatten().map(|(pack, _)| *pack)
+    }
+
+    /// Whether a pack does not even say what it holds.
+    fn is_whole(&self, pack: PackId) -> bool {
+        self.whole.contains(&pack)
     }
 
     fn reason(&self, pack: PackId, id: ChunkId) -> Option<&String> {
@@ -188,6 +193,10 @@ impl<'a> Walker<'a> {
             let reason = match self.why_lost(id, location)? {
                 Some(reason) => reason,
                 None if location.is_some_and(|l| l.raw_len != len) => {
+                    // The index may err about one copy only.
+                    if self.any_readable(id, |l| l.raw_len == len)?.is_ok() {
+                        continue;
+                    }
                     "its chunk has another length".to_owned()
                 }
                 None => continue,
@@ -213,10 +222,39 @@ impl<'a> Walker<'a> {
                 known.unwrap_or_else(|| "its chunk is in no pack of this repository".to_owned()),
             ));
         };
-        let Some(reason) = self.bad.reason(location.pack, id) else { return Ok(None) };
-        let copies = self.inner.index()?.copies(id)?;
-        let good = copies.iter().any(|l| self.bad.reason(l.pack, id).is_none());
-        Ok((!good).then(|| reason.clone()))
+        let known = self.bad.reason(location.pack, id);
+        if known.is_none() && !self.bad.is_whole(location.pack) {
+            return Ok(None);
+        }
+        // Of several copies one may serve, and only reading them tells.
+        let why = match self.any_readable(id, |l| self.bad.reason(l.pack, id).is_none())? {
+            Ok(()) => return Ok(None),
+            Err(why) => why,
+        };
+        if self.inner.quarantine().rescue(self.inner, id)?.is_some() {
+            return Ok(None);
+        }
+        Ok(Some(known.cloned().or(why).unwrap_or_else(|| "it cannot be read".to_owned())))
+    }
+
+    /// Whether one of the copies that the index knows, and that `take` accepts, can be read; else
+    /// why the last of them cannot, if there is any.
+    fn any_readable(
+        &self,
+        id: ChunkId,
+        take: impl Fn(&ChunkLocation) -> bool,
+    ) -> Result<Result<(), Option<String>>> {
+        let mut why = None;
+        for l in self.inner.index()?.copies(id)?.iter().filter(|l| take(l)) {
+            match read_copy(self.inner, id, l) {
+                Ok(_) => return Ok(Ok(())),
+                Err(e) if lost(&e) || e.is_media_error() => {
+                    why = Some(format!("pack {}: {}", l.pack, e.whole_story()));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Err(why))
     }
 
     /// A node, or why it is lost.
@@ -229,23 +267,16 @@ impl<'a> Walker<'a> {
         if let Some(reason) = self.why_lost(id, found[0])? {
             return Ok(Err(reason));
         }
-        let e = match node(self.inner, id, level) {
-            Ok(node) => return Ok(Ok(node)),
-            Err(e) if lost(&e) => e,
-            Err(e) => return Err(e),
+        // Where one copy is bad, what is in the cache may be from before it was.
+        let read = match self.bad.any_reason(id) {
+            Some(_) => node_afresh(self.inner, id, level),
+            None => node(self.inner, id, level),
         };
-        // The copy that was read is bad; there may be another.
-        for l in self.inner.index()?.copies(id)? {
-            match read_copy(self.inner, id, &l) {
-                Ok(bytes) => match Node::decode(&bytes, level) {
-                    Ok(node) => return Ok(Ok(Arc::new(node))),
-                    Err(e) => return Ok(Err(e.to_string())),
-                },
-                Err(e) if lost(&e) => {}
-                Err(e) => return Err(e),
-            }
+        match read {
+            Ok(node) => Ok(Ok(node)),
+            Err(e) if lost(&e) || e.is_media_error() => Ok(Err(e.whole_story())),
+            Err(e) => Err(e),
         }
-        Ok(Err(e.whole_story()))
     }
 
     fn tell(

@@ -101,7 +101,7 @@ pub fn run(repo: &Repository, plan: &BackupPlan, monitor: &dyn Monitor) -> Resul
     let sources = open_all(plan, monitor)?;
     let parent = newest_point(repo, &plan.machine)?;
     let base = changes::base(repo, &plan.machine, &plan.sources, parent.as_ref())?;
-    let mut session = repo.begin(base.as_ref())?;
+    let mut session = repo.begin_for(base.as_ref(), &format!("backup of {}", plan.machine))?;
     let distrust = changes::prepare(&mut session, base.as_ref(), &plan.sources, monitor)?;
     let writers: Vec<_> = names
         .iter()

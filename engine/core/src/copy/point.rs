@@ -95,7 +95,8 @@ impl Way<'_> {
         label: &str,
         disks: &[Arc<StoredDisk>],
     ) -> Result<Arrived> {
-        let mut session = self.to.begin(base.map(|b| b.copy))?;
+        let purpose = format!("copy of {}", source.machine);
+        let mut session = self.to.begin_for(base.map(|b| b.copy), &purpose)?;
         let base = self.trusted(&mut session, base)?;
         let writers: Vec<ImageWriter> =
             source.disks.iter().map(|d| session.image(&d.name, &d.source, d.size_bytes)).collect();

@@ -11,6 +11,8 @@ use crate::units;
 pub(super) struct Finding {
     kind: &'static str,
     pack: Option<String>,
+    /// An index object; no data is lost with it.
+    index: Option<String>,
     /// An object that is neither pack nor point, by its name in the repository.
     object: Option<String>,
     machine: Option<String>,
@@ -26,6 +28,7 @@ impl From<Damage> for Finding {
         let mut finding = Self {
             kind: "pack",
             pack: None,
+            index: None,
             object: None,
             machine: None,
             point: None,
@@ -36,6 +39,10 @@ impl From<Damage> for Finding {
         };
         match damage.kind {
             DamageKind::Pack(pack) => finding.pack = Some(pack.to_string()),
+            DamageKind::Index(index) => {
+                finding.kind = "index";
+                finding.index = Some(index.to_string());
+            }
             DamageKind::Object(name) => {
                 finding.kind = "object";
                 finding.object = Some(name);
@@ -69,7 +76,10 @@ impl Finding {
             }
             (_, _, Some(pack), _) => format!("pack {pack}"),
             (_, _, _, Some(name)) => clean(name),
-            _ => format!("@{}", self.point.as_deref().unwrap_or_default()),
+            _ => match &self.index {
+                Some(index) => format!("index object {index}"),
+                None => format!("@{}", self.point.as_deref().unwrap_or_default()),
+            },
         }
     }
 }

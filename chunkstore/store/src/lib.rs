@@ -39,7 +39,9 @@ pub use read::{ImageReader, ReadScratch};
 pub use repository::{InitOptions, KeySlotInfo, OpenOptions, PointList, RepoStats, Repository};
 pub use secret::{Secret, Unlock};
 pub use session::{ChunkStats, ImageWriter, NewPoint, WriteScratch, WriteSession};
-pub use storage::{FaultPlan, FaultStorage, LocalStorage, MemoryStorage, Storage};
+pub use storage::{
+    FaultPlan, FaultStorage, LocalStorage, MemoryStorage, S3Location, S3Storage, S3Options, Storage,
+};
 pub use vfs::{RealFs, Vfs, VfsRead, VfsWrite};
 
 #[cfg(feature = "testkit")]

@@ -26,7 +26,7 @@ use crate::progress::Progress;
 use crate::read::ImageReader;
 use crate::secret::Unlock;
 use crate::session::WriteSession;
-use crate::storage::{LocalStorage, Storage};
+use crate::storage::{self, Storage};
 
 pub(crate) use inner::Inner;
 pub use slots::KeySlotInfo;
@@ -105,8 +105,8 @@ impl Repository {
         if options.encryption == Encryption::Aes256Gcm {
             check_key_given(first_key)?;
         }
-        let storage = LocalStorage::create_real(location.path())?;
-        Self::init_on(&storage, options, first_key, &SystemEntropy)
+        let storage = storage::create(location)?;
+        Self::init_on(&*storage, options, first_key, &SystemEntropy)
     }
 
     /// [`Repository::init`] on any storage.
@@ -149,7 +149,7 @@ impl Repository {
     /// `unlock` opens no key slot. `Damaged`: the configuration is. `Unsupported`: it was made by a
     /// newer program.
     pub fn open(location: &Location, unlock: &Unlock, options: &OpenOptions) -> Result<Repository> {
-        let storage = Arc::new(LocalStorage::open_real(location.path())?);
+        let storage = storage::open(location)?;
         let config = load_config(&*storage)?;
         let dir = options.cache_dir.join(config.id.to_string()).join(index_name(location));
         let index = IndexChoice::Directory(dir);
@@ -179,7 +179,7 @@ impl Repository {
 
     /// What anybody may know: id, chunk size, encryption. Needs no key, so it is not verified.
     pub fn read_config(location: &Location) -> Result<RepoConfig> {
-        load_config(&LocalStorage::open_real(location.path())?)
+        load_config(&*storage::open(location)?)
     }
 
     /// What was chosen when the repository was made.
@@ -274,9 +274,9 @@ impl Repository {
         location: &Location,
         progress: &dyn Progress,
     ) -> Result<PackCheckReport> {
-        let storage = LocalStorage::open_real(location.path())?;
-        let config = load_config(&storage)?;
-        check::check_packs(&storage, config.id, progress)
+        let storage = storage::open(location)?;
+        let config = load_config(&*storage)?;
+        check::check_packs(&*storage, config.id, progress)
     }
 
     /// Learns of packs that others wrote.
@@ -301,9 +301,9 @@ impl Repository {
 
     /// The key slots of the repository at `location`. Needs no key.
     pub fn key_slots(location: &Location) -> Result<Vec<KeySlotInfo>> {
-        let storage = LocalStorage::open_real(location.path())?;
-        let config = load_config(&storage)?;
-        slots::list(&storage, &config)
+        let storage = storage::open(location)?;
+        let config = load_config(&*storage)?;
+        slots::list(&*storage, &config)
     }
 
     /// Adds a key. Durable when this returns.
@@ -338,9 +338,14 @@ fn check_key_given(unlock: &Unlock) -> Result<()> {
 /// place has an index of its own.
 fn index_name(location: &Location) -> String {
     use std::os::unix::ffi::OsStrExt;
-    let path = std::fs::canonicalize(location.path());
-    let path = path.unwrap_or_else(|_| location.path().to_path_buf());
-    let hash = blake3::hash(path.as_os_str().as_bytes()).to_hex();
+    let hash = match location.directory() {
+        Some(directory) => {
+            let path = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_path_buf());
+            blake3::hash(path.as_os_str().as_bytes())
+        }
+        None => blake3::hash(location.to_string().as_bytes()),
+    };
+    let hash = hash.to_hex();
     format!("index-1-{}", &hash[..16])
 }
 

@@ -3,15 +3,19 @@
 mod fault;
 mod local;
 mod memory;
+mod s3;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::key::{Folder, ObjectKey};
+use crate::location::{Location, Place};
 
 pub use fault::{FaultPlan, FaultStorage};
 pub use local::LocalStorage;
 pub use memory::MemoryStorage;
+pub use s3::{S3Location, S3Storage, S3Options};
 
 /// A place for immutable objects. Only this crate writes to one.
 ///
@@ -41,4 +45,20 @@ pub trait Storage: Send + Sync + Debug {
     fn tidy(&self) -> Result<()> {
         Ok(())
     }
+}
+
+/// The storage at `location`, ready for a repository to be made. `Exists` if there is one.
+pub(crate) fn create(location: &Location) -> Result<Arc<dyn Storage>> {
+    Ok(match location.place() {
+        Place::Directory(path) => Arc::new(LocalStorage::create_real(path)?),
+        Place::S3(s3) => Arc::new(S3Storage::create(s3, S3Options::default())?),
+    })
+}
+
+/// The storage of the repository at `location`. `NotFound` if there is none.
+pub(crate) fn open(location: &Location) -> Result<Arc<dyn Storage>> {
+    Ok(match location.place() {
+        Place::Directory(path) => Arc::new(LocalStorage::open_real(path)?),
+        Place::S3(s3) => Arc::new(S3Storage::open(s3, S3Options::default())?),
+    })
 }

@@ -1,5 +1,6 @@
 //! Tools for tests: a file system that loses power, and randomness that repeats.
 
+pub mod conformance;
 mod sim_fs;
 
 use std::fmt;

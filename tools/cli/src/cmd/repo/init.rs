@@ -100,7 +100,8 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         }
         let key = document.key_file.as_ref();
         let key = key.map(|path| format!(" --key-file {}", shell_word(path))).unwrap_or_default();
-        let repo = shell_word(&location.path().display().to_string());
+        let directory = location.directory().map(|path| path.display().to_string());
+        let repo = shell_word(&directory.unwrap_or_else(|| location.to_string()));
         to.push_str(&format!("next:  backstay backup IMAGE --machine NAME --repo {repo}{key}\n"));
     })?;
     Ok(Exit::Done)
@@ -137,7 +138,7 @@ fn exists(location: &Location) -> CliError {
 /// Takes back the key file made for a repository that was not made. It stays if a repository may be
 /// there all the same: then it may be its key.
 fn withdraw_key_file(path: &Path, location: &Location) {
-    let none = !location.path().is_dir()
+    let none = location.directory().is_some_and(|directory| !directory.is_dir())
         || Repository::read_config(location).is_err_and(|e| e.kind() == ErrorKind::NotFound);
     if none && let Err(error) = std::fs::remove_file(path) {
         tracing::warn!(%error, file = %path.display(), "the unused key file could not be removed");

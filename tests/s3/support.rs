@@ -6,7 +6,7 @@ use std::time::Duration;
 use backstay_store::testkit::SeededEntropy;
 use backstay_store::{
     ChunkIndex, ChunkSize, Consistency, Encryption, Entropy, Error, IndexChoice, InitOptions,
-    Location, NewPoint, OpenOptions, Origin, RecoveryPoint, Repository, S3Storage, S3Options,
+    Location, NewPoint, OpenOptions, Origin, RecoveryPoint, Repository, S3Options, S3Storage,
     Secret, Storage, Unlock, WriteScratch,
 };
 use backstay_tests::s3_proxy::{Link, Proxy};

@@ -103,7 +103,7 @@ impl Kind {
             }
             // SeaweedFS answers before it has volumes to write to.
             if server.make_bucket("are-you-there", Bucket::Plain).is_ok()
-                && server.request("PUT", "/are-you-there/x", "", b"x").is_ok_and(fine)
+                && server.ask("PUT", "/are-you-there/x", "", b"x").is_ok()
             {
                 return Ok(server);
             }
@@ -113,10 +113,6 @@ impl Kind {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-}
-
-fn fine((status, _): (u16, String)) -> bool {
-    (200..300).contains(&status)
 }
 
 impl Server {
@@ -148,37 +144,47 @@ impl Server {
 
     /// One request without a signature, which must succeed.
     pub fn ask(&self, method: &str, target: &str, headers: &str, body: &[u8]) -> Result<String> {
-        let (status, text) = self.request(method, target, headers, body)?;
-        if !(200..300).contains(&status) {
-            bail!("{method} {target} was answered {status}: {text}");
-        }
-        Ok(text)
+        ask(self.address, method, target, headers, body)
     }
+}
 
-    /// One request without a signature: status and body.
-    pub fn request(
-        &self,
-        method: &str,
-        target: &str,
-        headers: &str,
-        body: &[u8],
-    ) -> Result<(u16, String)> {
-        let mut stream = TcpStream::connect(self.address)?;
-        stream.set_read_timeout(Some(START))?;
-        let (address, len) = (self.address, body.len());
-        let head = format!(
-            "{method} {target} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
-             content-length: {len}\r\n{headers}\r\n"
-        );
-        stream.write_all(head.as_bytes())?;
-        stream.write_all(body)?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        let answer = String::from_utf8_lossy(&answer);
-        let (head, text) = answer.split_once("\r\n\r\n").context("no answer")?;
-        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("no status")?;
-        Ok((status, text.to_owned()))
+/// One request without a signature to a server of this machine, which must succeed.
+pub fn ask(
+    address: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &str,
+    body: &[u8],
+) -> Result<String> {
+    let (status, text) = request(address, method, target, headers, body)?;
+    if !(200..300).contains(&status) {
+        bail!("{method} {target} was answered {status}: {text}");
     }
+    Ok(text)
+}
+
+fn request(
+    address: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &str,
+    body: &[u8],
+) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(START))?;
+    let len = body.len();
+    let head = format!(
+        "{method} {target} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
+         content-length: {len}\r\n{headers}\r\n"
+    );
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(body)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, text) = answer.split_once("\r\n\r\n").context("no answer")?;
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("no status")?;
+    Ok((status, text.to_owned()))
 }
 
 impl Drop for Server {

@@ -15,7 +15,7 @@ use crate::location::{Location, Place};
 pub use fault::{FaultPlan, FaultStorage};
 pub use local::LocalStorage;
 pub use memory::MemoryStorage;
-pub use s3::{S3Location, S3Storage, S3Options};
+pub use s3::{S3Location, S3Options, S3Storage};
 
 /// A place for immutable objects. Only this crate writes to one.
 ///

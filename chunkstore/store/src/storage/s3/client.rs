@@ -136,7 +136,8 @@ impl Client {
             let work = one(n);
             async move {
                 let late = || Failure::passing(ErrorKind::Io, format!("no end in {deadline:?}"));
-                let done = tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| Err(late()));
+                let done =
+                    tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| Err(late()));
                 if done.as_ref().is_ok() || done.as_ref().is_err_and(|f| f.answered) {
                     self.reached.store(true, Ordering::Relaxed);
                 }
@@ -154,12 +155,14 @@ impl Client {
         self.tries(body.len() as u64, |_| async move {
             let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
             let payload = PutPayload::from_bytes(body.clone());
+            // Noted beforehand: a try that meets its deadline comes no further than the request.
+            let before = unsure.swap(true, Ordering::Relaxed);
             let put = self.store.put_opts(&self.path(name), payload, options).await;
             let Err(failure) = put.map_err(Failure::from) else { return Ok(()) };
-            if failure.kind == ErrorKind::Exists && unsure.load(Ordering::Relaxed) {
+            if failure.kind == ErrorKind::Exists && before {
                 return self.compare(name, body).await;
             }
-            unsure.fetch_or(failure.unsure, Ordering::Relaxed);
+            unsure.store(before || failure.unsure, Ordering::Relaxed);
             Err(failure)
         })
         .await

@@ -86,10 +86,7 @@ fn find_in(
         (Key::WebIdentityTokenFile, variable("AWS_WEB_IDENTITY_TOKEN_FILE")),
         (Key::RoleArn, variable("AWS_ROLE_ARN")),
         (Key::RoleSessionName, variable("AWS_ROLE_SESSION_NAME")),
-        (
-            Key::ContainerCredentialsRelativeUri,
-            variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
-        ),
+        (Key::ContainerCredentialsRelativeUri, variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")),
         (Key::ContainerCredentialsFullUri, variable("AWS_CONTAINER_CREDENTIALS_FULL_URI")),
         (Key::ContainerAuthorizationTokenFile, variable("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")),
     ];
@@ -191,9 +188,8 @@ mod tests {
     }
 
     fn found(at: &str, env: &[(&str, &str)]) -> Result<Found> {
-        let variable = |name: &str| {
-            env.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
-        };
+        let variable =
+            |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
         find_in(&location(at), &variable, &Profile::load(&variable)?)
     }
 

@@ -281,11 +281,7 @@ mod tests {
     }
 
     fn run<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-            .unwrap()
-            .block_on(work)
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(work)
     }
 
     #[test]
@@ -293,11 +289,15 @@ mod tests {
         let tuning = S3Options { pause: Duration::ZERO, ..S3Options::default() };
         let count = |reached: bool, again: bool, fine_at: u32| {
             let mut seen = 0;
-            let outcome = run(tries(&tuning, || reached, |n| {
-                seen = n;
-                let failure = Failure { again, ..Failure::passing(ErrorKind::Busy, "x") };
-                async move { if n == fine_at { Ok(()) } else { Err(failure) } }
-            }));
+            let outcome = run(tries(
+                &tuning,
+                || reached,
+                |n| {
+                    seen = n;
+                    let failure = Failure { again, ..Failure::passing(ErrorKind::Busy, "x") };
+                    async move { if n == fine_at { Ok(()) } else { Err(failure) } }
+                },
+            ));
             (seen, outcome.is_ok())
         };
         assert_eq!(count(true, true, 4), (4, true));

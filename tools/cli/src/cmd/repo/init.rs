@@ -132,7 +132,7 @@ fn first_key(ctx: &Ctx, args: &Args, location: &Location) -> Result<Unlock, CliE
 fn exists(location: &Location) -> CliError {
     CliError::new(Exit::InUse, "there is a repository already; nothing was changed")
         .what(location.to_string())
-        .hint(format!("backstay repo show --repo {location}"))
+        .hint(format!("backstay repo show --repo {}", shell_word(&location.to_string())))
 }
 
 /// Takes back the key file made for a repository that was not made. It stays if a repository may be

@@ -31,8 +31,9 @@ const PASSING: [Fault; 7] = [
 /// Silence is given up soon here, or the tests would wait most of their time.
 fn impatient() -> S3Options {
     S3Options {
-        request: Duration::from_millis(700),
-        silence: Duration::from_millis(500),
+        tries: 5,
+        request: Duration::from_millis(1500),
+        silence: Duration::from_millis(1000),
         ..hasty()
     }
 }
@@ -107,22 +108,17 @@ impl Scene<'_> {
     }
 }
 
-#[test]
-fn a_fault_that_passes_at_every_request_of_a_backup() {
+/// Every request of a backup meets the fault once: the backup succeeds all the same.
+fn passes(fault: &Fault) {
     let Some(rig) = rig(Kind::Moto, Bucket::Plain) else { return };
     for at in 0.. {
+        // A repository each time, so that each backup makes the same requests.
         let scene = Scene::new(&rig, at);
-        let mut any = false;
-        for (n, fault) in PASSING.iter().enumerate() {
-            // Each backup stores new data: another seed.
-            let image = image(1000 + at * 10 + n as u64, LEN);
-            let (met, outcome) = scene.back_up_with(at, fault, false, &image);
-            any |= met;
-            outcome.unwrap_or_else(|e| panic!("{fault:?} at request {at}: {e}"));
-        }
+        let (met, outcome) = scene.back_up_with(at, fault, false, &image(1000 + at, LEN));
+        outcome.unwrap_or_else(|e| panic!("{fault:?} at request {at}: {e}"));
         let points = scene.repository().points().unwrap().points.len();
-        assert_eq!(points, 1 + PASSING.len(), "none lost, none doubled");
-        if !any {
+        assert_eq!(points, 2, "none lost, none doubled");
+        if !met {
             assert!(at > 8, "a backup makes {at} requests");
             break;
         }
@@ -130,30 +126,79 @@ fn a_fault_that_passes_at_every_request_of_a_backup() {
 }
 
 #[test]
-fn a_fault_that_stays_from_every_request_of_a_backup_on() {
+fn every_request_of_a_backup_is_put_off_once() {
+    passes(&Fault::Refuse(503, "SlowDown"));
+}
+
+#[test]
+fn every_request_of_a_backup_meets_an_internal_error_once() {
+    passes(&Fault::Refuse(500, "InternalError"));
+}
+
+#[test]
+fn every_answer_of_a_backup_is_lost_once() {
+    passes(&Fault::LoseAnswer);
+}
+
+#[test]
+fn every_request_of_a_backup_is_lost_once() {
+    passes(&Fault::Hang);
+}
+
+#[test]
+fn every_connection_of_a_backup_is_reset_once_before_the_request() {
+    passes(&Fault::Reset);
+}
+
+#[test]
+fn every_connection_of_a_backup_is_reset_once_after_the_request() {
+    passes(&Fault::ResetAfter);
+}
+
+#[test]
+fn every_answer_of_a_backup_breaks_off_once() {
+    passes(&Fault::Truncate(3));
+}
+
+/// From every request on, everything fails in this way: an error of this kind, or all was done.
+fn stays(fault: &Fault, kind: ErrorKind) {
     let Some(rig) = rig(Kind::Moto, Bucket::Plain) else { return };
-    let lasting = [
-        (Fault::Refuse(403, "AccessDenied"), ErrorKind::Denied),
-        (Fault::Refuse(507, "InsufficientStorage"), ErrorKind::NoSpace),
-        (Fault::Refuse(503, "SlowDown"), ErrorKind::Busy),
-        (Fault::Reset, ErrorKind::Io),
-        (Fault::ResetAfter, ErrorKind::Io),
-    ];
     for at in 0.. {
         let scene = Scene::new(&rig, at);
-        let mut any = false;
-        for (n, (fault, kind)) in lasting.iter().enumerate() {
-            let image = image(7000 + 10 * at + n as u64, LEN);
-            let (met, outcome) = scene.back_up_with(at, fault, true, &image);
-            any |= met;
-            if let Err(e) = outcome {
-                assert_eq!(e.kind(), *kind, "{fault:?} from request {at} on: {e}");
+        match scene.back_up_with(at, fault, true, &image(7000 + at, LEN)) {
+            (true, Err(e)) => assert_eq!(e.kind(), kind, "{fault:?} from request {at} on: {e}"),
+            (true, Ok(point)) => panic!("{fault:?} from request {at} on: {} was made", point.id),
+            (false, outcome) => {
+                outcome.unwrap();
+                break;
             }
         }
-        if !any {
-            break;
-        }
     }
+}
+
+#[test]
+fn keys_are_withdrawn_during_a_backup() {
+    stays(&Fault::Refuse(403, "AccessDenied"), ErrorKind::Denied);
+}
+
+#[test]
+fn the_storage_is_full_during_a_backup() {
+    stays(&Fault::Refuse(507, "InsufficientStorage"), ErrorKind::NoSpace);
+}
+
+#[test]
+fn the_storage_puts_off_for_good_during_a_backup() {
+    stays(&Fault::Refuse(503, "SlowDown"), ErrorKind::Busy);
+}
+
+#[test]
+fn the_network_fails_for_good_during_a_backup() {
+    stays(&Fault::Reset, ErrorKind::Io);
+}
+
+#[test]
+fn answers_are_lost_for_good_during_a_backup() {
+    stays(&Fault::ResetAfter, ErrorKind::Io);
 }
 
 #[test]

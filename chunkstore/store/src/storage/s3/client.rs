@@ -228,7 +228,11 @@ impl Client {
     async fn open(&self, name: &str, range: Option<Range<u64>>) -> Result<GetResult, Failure> {
         let range = range.map(GetRange::Bounded);
         let options = GetOptions { range, ..GetOptions::default() };
-        Ok(self.store.get_opts(&self.path(name), options).await?)
+        // However long the body is, its head comes at once.
+        let (path, within) = (self.path(name), self.options.request);
+        let head = tokio::time::timeout(within, self.store.get_opts(&path, options)).await;
+        let late = || Failure::passing(ErrorKind::Io, format!("no answer in {within:?}"));
+        Ok(head.map_err(|_| late())??)
     }
 
     /// Receives a body that must be `len` bytes long.

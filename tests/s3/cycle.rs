@@ -15,7 +15,7 @@ fn cycle(rig: &Rig) {
     let again = S3Storage::create(rig.location("repo").s3().unwrap(), hasty()).unwrap_err();
     assert_eq!(again.kind(), backstay_store::ErrorKind::Exists);
     let fresh = || {
-        let storage = S3Storage::open(rig.location("repo").s3().unwrap(), hasty()).unwrap();
+        let storage = S3Storage::new(rig.location("repo").s3().unwrap(), hasty()).unwrap();
         open(Arc::new(storage), &entropy).unwrap()
     };
     let first = image(1, 40 << 20);

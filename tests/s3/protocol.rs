@@ -96,7 +96,8 @@ fn errors_say_what_can_be_done() {
     let Some(rig) = rig(Kind::Moto, Bucket::Plain) else { return };
     let kind = |text: &str| {
         let location = Location::parse(text).unwrap();
-        S3Storage::open(location.s3().unwrap(), hasty()).unwrap_err().kind()
+        let storage = S3Storage::new(location.s3().unwrap(), hasty()).unwrap();
+        storage.get(ObjectKey::Config, 1 << 16).unwrap_err().kind()
     };
     let address = rig.proxy.address();
     assert_eq!(kind(&format!("s3://backups/x?endpoint=http://{address}")), ErrorKind::NotFound);

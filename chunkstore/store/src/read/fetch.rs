@@ -7,6 +7,7 @@ use crate::index::ChunkLocation;
 use crate::key::ObjectKey;
 use crate::repository::Inner;
 use crate::seal::Decoder;
+use crate::storage::RangeRead;
 
 /// Working memory of one reading thread: reused from call to call.
 #[derive(Debug)]
@@ -52,18 +53,43 @@ pub(crate) fn fetch(
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     let place = |i: usize| scratch.locations[i].map(|l| (l.pack, l.offset));
     order.sort_by_key(|&i| place(i));
+    let mut runs = Vec::new();
     let mut rest = order.as_slice();
     while let Some(&first) = rest.first() {
         let Some(start) = scratch.locations[first] else {
             return Err(missing(wanted[first].id));
         };
-        let run = run_length(rest, start, &scratch.locations);
-        let end = rest[..run].iter().filter_map(|&i| scratch.locations[i]).map(end_of).max();
+        let (members, later) = rest.split_at(run_length(rest, start, &scratch.locations));
+        let end = members.iter().filter_map(|&i| scratch.locations[i]).map(end_of).max();
         let len = end.unwrap_or(start.offset) - start.offset;
-        read_run(repo, kind, start, len, &rest[..run], wanted, scratch)?;
-        rest = &rest[run..];
+        runs.push(RunOfChunks { start, len, members });
+        rest = later;
+    }
+    let batch = repo.storage().advice().batch_bytes;
+    let mut runs = runs.as_slice();
+    while !runs.is_empty() {
+        let (now, later) = runs.split_at(batch_length(runs, batch));
+        read_runs(repo, kind, now, wanted, scratch)?;
+        runs = later;
     }
     Ok(())
+}
+
+/// Neighbours in a pack: the first, and the bytes from its start to the end of the last.
+struct RunOfChunks<'a> {
+    start: ChunkLocation,
+    len: u32,
+    members: &'a [usize],
+}
+
+/// How many of `runs` are asked for at once: as many as fit into `most` bytes, and one at least.
+fn batch_length(runs: &[RunOfChunks<'_>], most: u32) -> usize {
+    let mut total = 0u64;
+    let fits = |run: &&RunOfChunks<'_>| {
+        total += u64::from(run.len);
+        total <= u64::from(most)
+    };
+    runs.iter().take_while(fits).count().max(1)
 }
 
 fn end_of(l: ChunkLocation) -> u32 {
@@ -88,24 +114,47 @@ fn run_length(order: &[usize], start: ChunkLocation, at: &[Option<ChunkLocation>
     run
 }
 
-fn read_run(
+fn read_runs(
     repo: &Inner,
     kind: PackKind,
-    start: ChunkLocation,
-    len: u32,
-    run: &[usize],
+    runs: &[RunOfChunks<'_>],
     wanted: &mut [Wanted<'_>],
     scratch: &mut ReadScratch,
 ) -> Result<()> {
-    let len = len as usize;
-    if scratch.stored.len() < len {
-        scratch.stored.resize(len, 0);
+    let total = runs.iter().map(|run| run.len as usize).sum();
+    if scratch.stored.len() < total {
+        scratch.stored.resize(total, 0);
     }
-    let stored = &mut scratch.stored[..len];
-    let offset = u64::from(start.offset);
-    repo.storage().read_at(ObjectKey::Pack(start.pack), offset, stored)?;
+    let mut reads = Vec::with_capacity(runs.len());
+    let mut rest = &mut scratch.stored[..total];
+    for run in runs {
+        let (buf, later) = rest.split_at_mut(run.len as usize);
+        let (key, offset) = (ObjectKey::Pack(run.start.pack), u64::from(run.start.offset));
+        reads.push(RangeRead { key, offset, buf });
+        rest = later;
+    }
+    repo.storage().read_many(&mut reads)?;
+    let mut at = 0;
+    for run in runs {
+        decode_run(repo, kind, run, at, wanted, scratch)?;
+        at += run.len as usize;
+    }
+    Ok(())
+}
+
+/// Decodes the chunks of a run whose bytes stand at `at` in the working memory.
+fn decode_run(
+    repo: &Inner,
+    kind: PackKind,
+    run: &RunOfChunks<'_>,
+    at: usize,
+    wanted: &mut [Wanted<'_>],
+    scratch: &mut ReadScratch,
+) -> Result<()> {
+    let start = run.start;
+    let stored = &scratch.stored[at..at + run.len as usize];
     let key = repo.keys().pack_key(start.pack);
-    for &i in run {
+    for &i in run.members {
         let (w, Some(l)) = (&mut wanted[i], scratch.locations[i]) else { continue };
         let damaged = |e: Error| damaged(w.id, l.pack, l.offset, e);
         if l.kind != kind || l.raw_len as usize != w.out.len() || l.raw_len > CHUNK_RAW_MAX {

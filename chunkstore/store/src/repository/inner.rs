@@ -168,9 +168,9 @@ impl Inner {
                 self.adopt(index, pack)?;
             }
         };
+        let threads = FOOTER_THREADS.max(self.storage.advice().reads).min(new.len());
         std::thread::scope(|s| {
-            let threads: Vec<_> =
-                (0..FOOTER_THREADS.min(new.len())).map(|_| s.spawn(work)).collect();
+            let threads: Vec<_> = (0..threads).map(|_| s.spawn(work)).collect();
             threads.into_iter().try_for_each(|t| match t.join() {
                 Ok(result) => result,
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -201,7 +201,7 @@ impl Inner {
         let mut slot = self.prefetch.lock();
         let sender = slot.get_or_insert_with(|| {
             let (sender, receiver) = bounded(PREFETCH_QUEUE);
-            for n in 0..self.fetch_threads {
+            for n in 0..self.fetch_threads.max(self.storage.advice().reads) {
                 let receiver = receiver.clone();
                 // Without the thread readers fetch for themselves, only later.
                 let _ = std::thread::Builder::new()

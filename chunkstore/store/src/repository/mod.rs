@@ -1,6 +1,7 @@
 //! The repository as a whole: making, opening, listing.
 
 mod inner;
+mod parallel;
 mod slots;
 
 use std::path::PathBuf;
@@ -26,7 +27,7 @@ use crate::progress::Progress;
 use crate::read::ImageReader;
 use crate::secret::Unlock;
 use crate::session::WriteSession;
-use crate::storage::{self, Storage};
+use crate::storage::{self, Advice, Storage};
 
 pub(crate) use inner::Inner;
 pub use slots::KeySlotInfo;
@@ -192,6 +193,11 @@ impl Repository {
         &self.location
     }
 
+    /// How its storage wants to be used.
+    pub fn advice(&self) -> Advice {
+        self.inner.storage().advice()
+    }
+
     /// All recovery points. A damaged record does not hide the others. Records never change, so
     /// those read before are not read again.
     pub fn points(&self) -> Result<PointList> {
@@ -203,11 +209,16 @@ impl Repository {
         self.list_points(|id| self.load_point(id))
     }
 
-    fn list_points(&self, read: impl Fn(PointId) -> Result<RecoveryPoint>) -> Result<PointList> {
+    fn list_points(
+        &self,
+        read: impl Fn(PointId) -> Result<RecoveryPoint> + Sync,
+    ) -> Result<PointList> {
         let mut list = PointList { points: Vec::new(), damaged: Vec::new() };
-        for key in self.inner.storage().list(Folder::Points)? {
-            let ObjectKey::Point(id) = key else { continue };
-            match read(id) {
+        let keys = self.inner.storage().list(Folder::Points)?;
+        let of_point = |key| if let ObjectKey::Point(id) = key { Some(id) } else { None };
+        let ids: Vec<PointId> = keys.into_iter().filter_map(of_point).collect();
+        for (id, point) in parallel::map(self.advice().reads, &ids, |id| (*id, read(*id))) {
+            match point {
                 Ok(point) => list.points.push(point),
                 // Removed between listing and reading.
                 Err(e) if e.kind() == ErrorKind::NotFound => {}

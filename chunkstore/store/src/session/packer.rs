@@ -15,10 +15,9 @@ use crate::pack::{ClosedPack, OpenPack, Reservation};
 use crate::repository::Inner;
 use crate::seal::{Decoder, Encoder, seal};
 
-/// Threads that store finished packs: one can write while another waits for its sync.
-const WRITERS: usize = 2;
-/// Finished packs waiting for a writer. With one being filled and one at each writer, a session
-/// holds at most four packs of 32 MiB in memory.
+/// Finished packs waiting for a writer. There are as many writers as suit the storage: with two,
+/// one can write while another waits for its sync, and with the pack being filled a session holds
+/// at most four packs of 32 MiB in memory.
 const QUEUE: usize = 1;
 
 /// Fills packs and hands them to writer threads.
@@ -84,7 +83,7 @@ impl Packer {
             queue: Mutex::new(Some(sender)),
             writers: Mutex::default(),
         });
-        for n in 0..WRITERS {
+        for n in 0..packer.repo.storage().advice().writes.max(1) {
             let (weak, receiver) = (Arc::downgrade(&packer), receiver.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("pack-writer-{n}"))

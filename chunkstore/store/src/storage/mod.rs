@@ -17,6 +17,40 @@ pub use local::LocalStorage;
 pub use memory::MemoryStorage;
 pub use s3::{S3Location, S3Options, S3Storage};
 
+/// A part of an object to be read.
+#[derive(Debug)]
+pub struct RangeRead<'a> {
+    /// The object.
+    pub key: ObjectKey,
+    /// Where the part starts.
+    pub offset: u64,
+    /// Filled whole.
+    pub buf: &'a mut [u8],
+}
+
+/// How a storage wants to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Advice {
+    /// Reading threads worth having, beyond those that the processors are worth; each waits most
+    /// of its time. 0: the processors decide alone.
+    pub reads: usize,
+    /// Packs worth sending at the same time.
+    pub writes: usize,
+    /// Bytes worth asking for with one [`Storage::read_many`]; 0: one range at a time, because an
+    /// answer comes at once.
+    pub batch_bytes: u32,
+}
+
+impl Advice {
+    /// A storage that answers within a millisecond.
+    pub const NEAR: Self = Self { reads: 0, writes: 2, batch_bytes: 0 };
+
+    /// Whether an answer takes so long that asking for more than is needed now pays.
+    pub fn is_distant(self) -> bool {
+        self.batch_bytes > 0
+    }
+}
+
 /// A place for immutable objects. Only this crate writes to one.
 ///
 /// All methods may be called from many threads, and several processes may use one storage at once.
@@ -31,6 +65,17 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Fills all of `buf` from `offset`. An object that ends before is `Damaged`, never short data.
     fn read_at(&self, key: ObjectKey, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Fills several buffers, in no order and, where it pays, at the same time. After an error
+    /// nothing in the buffers is of use.
+    fn read_many(&self, reads: &mut [RangeRead<'_>]) -> Result<()> {
+        reads.iter_mut().try_for_each(|r| self.read_at(r.key, r.offset, r.buf))
+    }
+
+    /// How to use this storage well.
+    fn advice(&self) -> Advice {
+        Advice::NEAR
+    }
 
     /// The object's length in bytes.
     fn size(&self, key: ObjectKey) -> Result<u64>;
@@ -59,6 +104,6 @@ pub(crate) fn create(location: &Location) -> Result<Arc<dyn Storage>> {
 pub(crate) fn open(location: &Location) -> Result<Arc<dyn Storage>> {
     Ok(match location.place() {
         Place::Directory(path) => Arc::new(LocalStorage::open_real(path)?),
-        Place::S3(s3) => Arc::new(S3Storage::open(s3, S3Options::default())?),
+        Place::S3(s3) => Arc::new(S3Storage::new(s3, S3Options::default())?),
     })
 }

@@ -3,6 +3,7 @@
 mod image;
 mod measure;
 mod report;
+mod s3;
 mod store;
 mod tools;
 
@@ -25,6 +26,9 @@ enum What {
     /// First backup, unchanged backup and restore of a mixed image, beside the limits of this
     /// machine and beside restic, borg and rustic
     Store(store::Args),
+    /// Backup and restore of a mixed image through a distance, on a repository in a bucket, beside
+    /// plain requests for the same bytes; and how many requests that takes
+    S3(s3::Args),
     /// Only write the mixed image
     Image {
         /// The file to write; what is there is replaced
@@ -41,7 +45,11 @@ enum What {
 /// The chore `cargo xtask bench`.
 pub(crate) fn run(house: &House, args: Args) -> Result<ExitCode> {
     match args.what {
-        What::Store(args) => store::run(house, &args),
+        What::Store(args) => {
+            store::run(house, &args)?;
+            s3::run(house, &s3::Args::beside_store(args.dir))
+        }
+        What::S3(args) => s3::run(house, &args),
         What::Image { out, size_mib, seed } => {
             image::write(&out, size_mib, seed)?;
             Ok(ExitCode::SUCCESS)

@@ -16,13 +16,15 @@ use object_store::client::{
 use object_store::path::Path;
 use object_store::signer::{SignedUrlOptions, Signer};
 use object_store::{
-    ClientOptions, GetOptions, GetRange, GetResult, HeaderMap, HeaderValue, ObjectStore, PutMode,
-    PutOptions, PutPayload, RetryConfig,
+    ClientConfigKey, ClientOptions, GetOptions, GetRange, GetResult, HeaderMap, HeaderValue,
+    ObjectStore, PutMode, PutOptions, PutPayload, RetryConfig,
 };
+use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
 use super::credentials;
+use super::flight::Flight;
 use super::location::S3Location;
 use super::retry::{Failure, S3Options, tries};
 use super::wire::{Answer, Watch};
@@ -31,6 +33,10 @@ use crate::error::{Error, ErrorKind, Result};
 /// Threads that carry the bytes of all S3 storages of this process: two saturate what two
 /// processors can encrypt, and everything else waits in the callers' threads.
 const IO_THREADS: usize = 2;
+/// How long connecting may take.
+const CONNECT: std::time::Duration = std::time::Duration::from_secs(5);
+/// Connections kept for the next request, each a server.
+const IDLE_CONNECTIONS: usize = 64;
 /// How long a signed request for removal is good for.
 const SIGNED_FOR: std::time::Duration = std::time::Duration::from_secs(600);
 
@@ -43,6 +49,8 @@ pub(super) struct Client {
     pub(super) options: S3Options,
     /// The server has answered once.
     reached: AtomicBool,
+    /// Ranges being read.
+    reading: Flight,
 }
 
 /// What is known of a stored object without reading it.
@@ -78,19 +86,9 @@ impl Client {
     pub(super) fn new(location: &S3Location, options: S3Options) -> Result<Self> {
         let found = credentials::find(location, options.keys.as_ref())?;
         let endpoint = bucket_endpoint(location, &found)?;
-        let transport = ClientOptions::new()
-            // Requests have deadlines of their own, which know how much there is to send.
-            .with_timeout_disabled()
-            .with_connect_timeout(std::time::Duration::from_secs(5).min(options.request))
-            // What is told of a server's transport was decided with its address.
-            .with_allow_http(endpoint.starts_with("http://"))
-            .with_pool_max_idle_per_host(64);
-        // Buckets with locks want it said beforehand that a checksum comes.
-        let algorithm = HeaderValue::from_static("SHA256");
-        let headers = [(HeaderName::from_static("x-amz-sdk-checksum-algorithm"), algorithm)];
-        let transport = transport.with_default_headers(headers.into_iter().collect());
         let wrong = |e| Error::because(ErrorKind::Invalid, format!("cannot use {location}"), e);
-        let plain = ReqwestConnector::default().connect(&transport).map_err(wrong)?;
+        let transport = transport(endpoint.starts_with("http://"));
+        let plain = connections(&transport).map_err(wrong)?;
         let authority = endpoint.split("://").nth(1).and_then(|rest| rest.split('/').next());
         let http = Watched(Arc::new(Watch::new(plain, authority.unwrap_or_default().to_owned())));
         let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
@@ -110,7 +108,7 @@ impl Client {
         }
         let store = builder.build().map_err(wrong)?;
         let (prefix, reached) = (location.prefix().to_owned(), AtomicBool::new(false));
-        Ok(Self { store, http, prefix, options, reached })
+        Ok(Self { store, http, prefix, options, reached, reading: Flight::new() })
     }
 
     /// The full name of the object at `name` below the repository.
@@ -213,16 +211,33 @@ impl Client {
     /// Exactly `range` of the object, in pieces.
     pub(super) async fn range(&self, name: &str, range: Range<u64>) -> Result<Vec<Bytes>, Failure> {
         let len = range.end - range.start;
+        let permit = self.reading.permit(len).await;
         let range = &range;
-        self.tries(len, |_| async move {
-            let got = self.open(name, Some(range.clone())).await?;
-            if got.range != *range {
-                let text = format!("it ends at byte {}", got.meta.size);
-                return Err(Failure::lasting(ErrorKind::Damaged, text));
-            }
-            self.collect(got, len).await
-        })
-        .await
+        let parts = self
+            .tries(len, |_| async move {
+                let parts = self.range_once(name, range, len).await;
+                if parts.as_ref().is_err_and(|f| f.again) {
+                    self.reading.refused();
+                }
+                parts
+            })
+            .await?;
+        permit.arrived();
+        Ok(parts)
+    }
+
+    async fn range_once(
+        &self,
+        name: &str,
+        range: &Range<u64>,
+        len: u64,
+    ) -> Result<Vec<Bytes>, Failure> {
+        let got = self.open(name, Some(range.clone())).await?;
+        if got.range != *range {
+            let text = format!("it ends at byte {}", got.meta.size);
+            return Err(Failure::lasting(ErrorKind::Damaged, text));
+        }
+        self.collect(got, len).await
     }
 
     async fn open(&self, name: &str, range: Option<Range<u64>>) -> Result<GetResult, Failure> {
@@ -302,6 +317,35 @@ impl Client {
         })
         .await
     }
+}
+
+/// How requests are sent. Plain HTTP was allowed or refused with the address.
+fn transport(plain: bool) -> ClientOptions {
+    // Buckets with locks want it said beforehand that a checksum comes.
+    let algorithm = HeaderValue::from_static("SHA256");
+    let headers = [(HeaderName::from_static("x-amz-sdk-checksum-algorithm"), algorithm)];
+    ClientOptions::new()
+        // Requests have deadlines of their own, which know how much there is to send.
+        .with_timeout_disabled()
+        .with_connect_timeout(CONNECT)
+        .with_pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .with_allow_http(plain)
+        .with_default_headers(headers.into_iter().collect())
+}
+
+/// The connections of this process, shared by all storages: a command opens its repository more
+/// than once, and each new connection to a distant server takes round trips.
+fn connections(transport: &ClientOptions) -> object_store::Result<HttpClient> {
+    static MADE: Mutex<Vec<(bool, HttpClient)>> = Mutex::new(Vec::new());
+    let plain =
+        transport.get_config_value(&ClientConfigKey::AllowHttp).is_some_and(|v| v == "true");
+    let mut made = MADE.lock();
+    if let Some((_, client)) = made.iter().find(|(p, _)| *p == plain) {
+        return Ok(client.clone());
+    }
+    let client = ReqwestConnector::default().connect(transport)?;
+    made.push((plain, client.clone()));
+    Ok(client)
 }
 
 /// The address of the bucket: its host, and in path style the bucket.

@@ -2,6 +2,7 @@
 
 mod client;
 mod credentials;
+mod flight;
 mod list;
 mod location;
 mod probe;
@@ -13,9 +14,10 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 
-use super::Storage;
+use super::{Advice, RangeRead, Storage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Folder, ObjectKey};
 
@@ -28,6 +30,13 @@ pub use retry::S3Options;
 /// Largest object: it is stored with one request, because only one request can be made to fail if
 /// the name is taken. Packs are an eighth of it.
 const OBJECT_MAX: u64 = 256 << 20;
+
+/// Readers that together keep a distant link busy; the bytes in flight have a bound of their own.
+const READS: usize = 12;
+/// Packs being sent at once: each is in memory twice while it is.
+const WRITES: usize = 3;
+/// Bytes fetched for one reader at once.
+const BATCH_BYTES: u32 = 16 << 20;
 
 /// A prefix of a bucket.
 ///
@@ -79,19 +88,6 @@ impl S3Storage {
         Ok(storage)
     }
 
-    /// Opens the repository at `location`. `NotFound` if there is none.
-    pub fn open(location: &S3Location, options: S3Options) -> Result<Self> {
-        let storage = Self::new(location, options)?;
-        match storage.size(ObjectKey::Config) {
-            Ok(_) => Ok(storage),
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                let text = format!("there is no repository at {location}");
-                Err(Error::because(ErrorKind::NotFound, text, e))
-            }
-            Err(e) => Err(e.context(format!("cannot open {location}"))),
-        }
-    }
-
     /// Runs `work` to its end; `text` says what it was in an error.
     fn call<T, F>(&self, work: impl FnOnce(Arc<Client>) -> F, text: String) -> Result<T>
     where
@@ -135,32 +131,59 @@ impl Storage for S3Storage {
         let parts = self.call(
             move |client| async move { client.get(&name, max).await },
             format!("cannot read {key}"),
-        )?;
-        Ok(parts.concat())
+        );
+        match parts {
+            Ok(parts) => Ok(parts.concat()),
+            // Whoever opens a repository asks for this first; asking twice would cost a round trip.
+            Err(e) if e.kind() == ErrorKind::NotFound && key == ObjectKey::Config => {
+                Err(e.context(format!("there is no repository at {}", self.location)))
+            }
+            Err(e) => Err(e),
+        }
     }
 
     fn read_at(&self, key: ObjectKey, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let len = buf.len() as u64;
-        let Some(end) = offset.checked_add(len) else {
-            let text = format!("{key} is cut short: {len} bytes at {offset} are missing");
-            return Err(Error::new(ErrorKind::Damaged, text));
-        };
-        if len == 0 {
-            return Ok(());
+        self.read_many(&mut [RangeRead { key, offset, buf }])
+    }
+
+    fn read_many(&self, reads: &mut [RangeRead<'_>]) -> Result<()> {
+        let mut wanted = Vec::with_capacity(reads.len());
+        for (i, read) in reads.iter().enumerate().filter(|(_, read)| !read.buf.is_empty()) {
+            let (key, offset, len) = (read.key, read.offset, read.buf.len() as u64);
+            let Some(end) = offset.checked_add(len) else {
+                let text = format!("{key} is cut short: {len} bytes at {offset} are missing");
+                return Err(Error::new(ErrorKind::Damaged, text));
+            };
+            wanted.push((i, key, offset..end));
         }
-        let name = key.path();
-        let parts = self.call(
-            move |client| async move { client.range(&name, offset..end).await },
-            format!("cannot read {key}, {len} bytes at {offset}"),
-        )?;
-        let mut rest = buf;
-        for part in parts {
-            let (now, later) = rest.split_at_mut(part.len());
-            now.copy_from_slice(&part);
-            rest = later;
+        let client = self.client.clone();
+        // All at once: how many really are under way is decided where the link is known.
+        let parts = wait(async move {
+            let ranges = wanted.into_iter().map(|(i, key, range)| {
+                let client = &client;
+                async move {
+                    let (at, len) = (range.start, range.end - range.start);
+                    let parts = client.range(&key.path(), range).await;
+                    let text = || format!("cannot read {key}, {len} bytes at {at}");
+                    parts.map(|parts| (i, parts)).map_err(|failure| failure.into_error(text()))
+                }
+            });
+            try_join_all(ranges).await
+        })?;
+        for (i, parts) in parts {
+            let mut rest = &mut *reads[i].buf;
+            for part in parts {
+                let (now, later) = rest.split_at_mut(part.len());
+                now.copy_from_slice(&part);
+                rest = later;
+            }
+            debug_assert!(rest.is_empty(), "a range has the length that was asked for");
         }
-        debug_assert!(rest.is_empty(), "a range has the length that was asked for");
         Ok(())
+    }
+
+    fn advice(&self) -> Advice {
+        Advice { reads: READS, writes: WRITES, batch_bytes: BATCH_BYTES }
     }
 
     fn size(&self, key: ObjectKey) -> Result<u64> {

@@ -40,8 +40,8 @@ pub use repository::{InitOptions, KeySlotInfo, OpenOptions, PointList, RepoStats
 pub use secret::{Secret, Unlock};
 pub use session::{ChunkStats, ImageWriter, NewPoint, WriteScratch, WriteSession};
 pub use storage::{
-    Advice, FaultPlan, FaultStorage, LocalStorage, MemoryStorage, RangeRead, S3Location, S3Options,
-    S3Storage, Storage,
+    Advice, FaultPlan, FaultStorage, Keep, LocalStorage, MemoryStorage, Part, RangeRead,
+    S3Location, S3Options, S3Storage, Storage,
 };
 pub use vfs::{RealFs, Vfs, VfsRead, VfsWrite};
 

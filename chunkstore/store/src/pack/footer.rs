@@ -9,7 +9,7 @@ use backstay_format::{FormatError, PackId, RepoId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::ObjectKey;
 use crate::keys::Keys;
-use crate::storage::{RangeRead, Storage};
+use crate::storage::{Keep, RangeRead, Storage};
 
 /// What a pack says of itself.
 #[derive(Debug)]
@@ -39,8 +39,8 @@ pub(crate) fn read_footer(
     let tail_len = FOOTER_READ.min(len);
     let mut tail = vec![0u8; usize::try_from(tail_len).unwrap_or(0)];
     storage.read_many(&mut [
-        RangeRead { key, offset: 0, buf: &mut head },
-        RangeRead { key, offset: len - tail_len, buf: &mut tail },
+        RangeRead { key, offset: 0, buf: &mut head, keep: Keep::No },
+        RangeRead { key, offset: len - tail_len, buf: &mut tail, keep: Keep::No },
     ])?;
     let (rest, end) = tail.split_at(tail.len() - trailer::LEN);
     let t = PackTrailer::decode(end, len).map_err(damaged)?;

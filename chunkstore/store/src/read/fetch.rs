@@ -7,7 +7,7 @@ use crate::index::ChunkLocation;
 use crate::key::ObjectKey;
 use crate::repository::Inner;
 use crate::seal::Decoder;
-use crate::storage::RangeRead;
+use crate::storage::{Keep, RangeRead};
 
 /// Working memory of one reading thread: reused from call to call.
 #[derive(Debug)]
@@ -15,12 +15,15 @@ pub struct ReadScratch {
     decoder: Decoder,
     stored: Vec<u8>,
     locations: Vec<Option<ChunkLocation>>,
+    /// What is read now will not be read again: no cache need keep it.
+    pub(crate) once: bool,
 }
 
 impl ReadScratch {
     /// Empty working memory; grows to a few MiB.
     pub fn new() -> Result<Self> {
-        Ok(Self { decoder: Decoder::new()?, stored: Vec::new(), locations: Vec::new() })
+        let (stored, locations) = (Vec::new(), Vec::new());
+        Ok(Self { decoder: Decoder::new()?, stored, locations, once: false })
     }
 }
 
@@ -130,7 +133,12 @@ fn read_runs(
     for run in runs {
         let (buf, later) = rest.split_at_mut(run.len as usize);
         let (key, offset) = (ObjectKey::Pack(run.start.pack), u64::from(run.start.offset));
-        reads.push(RangeRead { key, offset, buf });
+        let keep = match kind {
+            PackKind::Tree => Keep::Tree,
+            PackKind::Data if scratch.once => Keep::No,
+            PackKind::Data => Keep::Data,
+        };
+        reads.push(RangeRead { key, offset, buf, keep });
         rest = later;
     }
     repo.storage().read_many(&mut reads)?;

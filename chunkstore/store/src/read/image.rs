@@ -194,7 +194,10 @@ impl ImageReader {
                 None => out.fill(0),
             }
         }
-        fetch(&s.repo, PackKind::Data, &mut wanted, scratch)
+        scratch.once = true;
+        let fetched = fetch(&s.repo, PackKind::Data, &mut wanted, scratch);
+        scratch.once = false;
+        fetched
     }
 
     /// The chunk at each index from `first` on, `count` of them.

@@ -56,12 +56,20 @@ pub struct OpenOptions {
     pub cache_bytes: u64,
     /// Threads that fetch ahead of readers.
     pub fetch_threads: usize,
+    /// Most bytes of packs kept in the cache directory, for storage far away; 0: none.
+    pub disk_cache_bytes: u64,
 }
 
 impl OpenOptions {
-    /// 256 MiB of decoded chunks and two threads that fetch ahead.
+    /// 256 MiB of decoded chunks, two threads that fetch ahead, and 4 GiB of a distant storage's
+    /// packs on disk.
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
-        Self { cache_dir: cache_dir.into(), cache_bytes: 256 << 20, fetch_threads: 2 }
+        Self {
+            cache_dir: cache_dir.into(),
+            cache_bytes: 256 << 20,
+            fetch_threads: 2,
+            disk_cache_bytes: 4 << 30,
+        }
     }
 }
 
@@ -152,8 +160,11 @@ impl Repository {
     pub fn open(location: &Location, unlock: &Unlock, options: &OpenOptions) -> Result<Repository> {
         let storage = storage::open(location)?;
         let config = load_config(&*storage)?;
-        let dir = options.cache_dir.join(config.id.to_string()).join(index_name(location));
-        let index = IndexChoice::Directory(dir);
+        let dir = options.cache_dir.join(config.id.to_string());
+        let place = place_name(location);
+        let blocks = dir.join(format!("packs-1-{place}"));
+        let storage = storage::with_disk_cache(storage, blocks, options.disk_cache_bytes);
+        let index = IndexChoice::Directory(dir.join(format!("index-1-{place}")));
         Self::open_on(storage, location.clone(), unlock, options, index, Arc::new(SystemEntropy))
     }
 
@@ -345,9 +356,9 @@ fn check_key_given(unlock: &Unlock) -> Result<()> {
     }
 }
 
-/// The index's directory: a copy of a repository has the same id and soon other packs, so each
-/// place has an index of its own.
-fn index_name(location: &Location) -> String {
+/// What tells places apart: a copy of a repository has the same id and soon other packs, so each
+/// place has an index and a cache of its own.
+fn place_name(location: &Location) -> String {
     use std::os::unix::ffi::OsStrExt;
     let hash = match location.directory() {
         Some(directory) => {
@@ -356,8 +367,7 @@ fn index_name(location: &Location) -> String {
         }
         None => blake3::hash(location.to_string().as_bytes()),
     };
-    let hash = hash.to_hex();
-    format!("index-1-{}", &hash[..16])
+    hash.to_hex()[..16].to_owned()
 }
 
 fn load_config(storage: &dyn Storage) -> Result<RepoConfig> {

@@ -208,14 +208,19 @@ impl Client {
         .await
     }
 
-    /// Exactly `range` of the object, in pieces.
-    pub(super) async fn range(&self, name: &str, range: Range<u64>) -> Result<Vec<Bytes>, Failure> {
+    /// `range` of the object, in pieces; what there is of it unless it must be `whole`.
+    pub(super) async fn range(
+        &self,
+        name: &str,
+        range: Range<u64>,
+        whole: bool,
+    ) -> Result<Vec<Bytes>, Failure> {
         let len = range.end - range.start;
         let permit = self.reading.permit(len).await;
         let range = &range;
         let parts = self
             .tries(len, |_| async move {
-                let parts = self.range_once(name, range, len).await;
+                let parts = self.range_once(name, range, whole).await;
                 if parts.as_ref().is_err_and(|f| f.again) {
                     self.reading.refused();
                 }
@@ -230,14 +235,16 @@ impl Client {
         &self,
         name: &str,
         range: &Range<u64>,
-        len: u64,
+        whole: bool,
     ) -> Result<Vec<Bytes>, Failure> {
         let got = self.open(name, Some(range.clone())).await?;
-        if got.range != *range {
+        // A server may only leave out what lies behind the object's end.
+        let end = if whole { range.end } else { range.end.min(got.meta.size) };
+        if got.range != (range.start..end) {
             let text = format!("it ends at byte {}", got.meta.size);
             return Err(Failure::lasting(ErrorKind::Damaged, text));
         }
-        self.collect(got, len).await
+        self.collect(got, end - range.start).await
     }
 
     async fn open(&self, name: &str, range: Option<Range<u64>>) -> Result<GetResult, Failure> {

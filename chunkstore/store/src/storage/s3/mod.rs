@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 
-use super::{Advice, RangeRead, Storage};
+use super::{Advice, Keep, Part, RangeRead, Storage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Folder, ObjectKey};
 
@@ -98,6 +98,30 @@ impl S3Storage {
         wait(async move { work.await.map_err(|failure| failure.into_error(text)) })
     }
 
+    /// Reads ranges (number, object, offset, length), all at once: how many really are under way is
+    /// decided where the link is known. Results have the order of what was asked for.
+    fn ranges(
+        &self,
+        wanted: Vec<(usize, ObjectKey, u64, u64)>,
+        whole: bool,
+    ) -> Result<Vec<(usize, Vec<Bytes>)>> {
+        let client = self.client.clone();
+        wait(async move {
+            let ranges = wanted.into_iter().map(|(i, key, at, len)| {
+                let client = &client;
+                async move {
+                    let text = format!("cannot read {key}, {len} bytes at {at}");
+                    let Some(end) = at.checked_add(len) else {
+                        return Err(Error::new(ErrorKind::Damaged, text));
+                    };
+                    let parts = client.range(&key.path(), at..end, whole).await;
+                    parts.map(|parts| (i, parts)).map_err(|failure| failure.into_error(text))
+                }
+            });
+            try_join_all(ranges).await
+        })
+    }
+
     /// Before the first object is written: nobody writes to a server that overwrites.
     fn check_server(&self) -> Result<()> {
         let mut probed = self.probed.lock();
@@ -143,33 +167,13 @@ impl Storage for S3Storage {
     }
 
     fn read_at(&self, key: ObjectKey, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.read_many(&mut [RangeRead { key, offset, buf }])
+        self.read_many(&mut [RangeRead { key, offset, buf, keep: Keep::No }])
     }
 
     fn read_many(&self, reads: &mut [RangeRead<'_>]) -> Result<()> {
-        let mut wanted = Vec::with_capacity(reads.len());
-        for (i, read) in reads.iter().enumerate().filter(|(_, read)| !read.buf.is_empty()) {
-            let (key, offset, len) = (read.key, read.offset, read.buf.len() as u64);
-            let Some(end) = offset.checked_add(len) else {
-                let text = format!("{key} is cut short: {len} bytes at {offset} are missing");
-                return Err(Error::new(ErrorKind::Damaged, text));
-            };
-            wanted.push((i, key, offset..end));
-        }
-        let client = self.client.clone();
-        // All at once: how many really are under way is decided where the link is known.
-        let parts = wait(async move {
-            let ranges = wanted.into_iter().map(|(i, key, range)| {
-                let client = &client;
-                async move {
-                    let (at, len) = (range.start, range.end - range.start);
-                    let parts = client.range(&key.path(), range).await;
-                    let text = || format!("cannot read {key}, {len} bytes at {at}");
-                    parts.map(|parts| (i, parts)).map_err(|failure| failure.into_error(text()))
-                }
-            });
-            try_join_all(ranges).await
-        })?;
+        let wanted = reads.iter().enumerate().filter(|(_, read)| !read.buf.is_empty());
+        let wanted = wanted.map(|(i, read)| (i, read.key, read.offset, read.buf.len() as u64));
+        let parts = self.ranges(wanted.collect(), true)?;
         for (i, parts) in parts {
             let mut rest = &mut *reads[i].buf;
             for part in parts {
@@ -180,6 +184,12 @@ impl Storage for S3Storage {
             debug_assert!(rest.is_empty(), "a range has the length that was asked for");
         }
         Ok(())
+    }
+
+    fn read_parts(&self, parts: &[Part]) -> Result<Vec<Vec<u8>>> {
+        let wanted = parts.iter().enumerate().map(|(i, p)| (i, p.key, p.offset, p.len));
+        let parts = self.ranges(wanted.collect(), false)?;
+        Ok(parts.into_iter().map(|(_, parts)| parts.concat()).collect())
     }
 
     fn advice(&self) -> Advice {

@@ -52,7 +52,7 @@ impl Probe<'_> {
             return Err(lacks("a new object is missing from the list that follows"));
         }
         let (from, to) = (1000, 1017);
-        let got = client.range(&self.name, from..to).await;
+        let got = client.range(&self.name, from..to, true).await;
         let got = got.map_err(|f| f.into_error("cannot read a part of an object"))?;
         if got.concat() != body[1000..1017] {
             return Err(lacks("a part of an object reads as other bytes"));

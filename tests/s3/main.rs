@@ -9,5 +9,6 @@
 mod cycle;
 mod faults;
 mod lock;
+mod opened;
 mod protocol;
 mod support;

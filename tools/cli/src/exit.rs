@@ -244,7 +244,7 @@ impl From<backstay_store::Error> for CliError {
             Store::WrongKey => Exit::WrongKey,
             Store::NeedsKey | Store::Invalid => Exit::Usage,
             Store::Damaged => Exit::Damaged,
-            Store::NoSpace | Store::Unsupported => Exit::Refused,
+            Store::NoSpace | Store::Unsupported | Store::Locked => Exit::Refused,
             Store::Denied => Exit::Denied,
             Store::Io | Store::Fenced => Exit::Failed,
             Store::Aborted => Exit::Interrupted,
@@ -324,7 +324,7 @@ fn with_remedy(error: CliError) -> CliError {
             error.hint("backstay repo check --read-data      lists everything that is damaged")
         }
         Exit::Refused => error,
-        Exit::Denied => error.hint("run as a user who may read and write there"),
+        Exit::Denied => error.hint("run as a user, or with keys, that may read and write there"),
         Exit::Done
         | Exit::Failed
         | Exit::Usage

@@ -227,7 +227,7 @@ fn delete(
             Ok(()) => report.freed.add(len),
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             // A retention lock: a later collection tries again.
-            Err(e) if e.kind() == ErrorKind::Denied => {
+            Err(e) if matches!(e.kind(), ErrorKind::Locked | ErrorKind::Denied) => {
                 report.locked.add(len);
                 locked.push(pack);
                 continue;
@@ -236,7 +236,12 @@ fn delete(
         }
         deleted.push(pack);
         match repo.storage().delete(ObjectKey::Parity(pack)) {
-            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Denied) => {
+            Err(e)
+                if !matches!(
+                    e.kind(),
+                    ErrorKind::NotFound | ErrorKind::Locked | ErrorKind::Denied
+                ) =>
+            {
                 return Err(e);
             }
             _ => {}
@@ -257,7 +262,12 @@ fn forget_old(repo: &Inner, generation: Generation) -> Result<()> {
             continue;
         }
         match repo.storage().delete(key) {
-            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Denied) => {
+            Err(e)
+                if !matches!(
+                    e.kind(),
+                    ErrorKind::NotFound | ErrorKind::Locked | ErrorKind::Denied
+                ) =>
+            {
                 return Err(e);
             }
             _ => {}

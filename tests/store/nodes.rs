@@ -86,6 +86,11 @@ impl Nodes {
         open_node(self.storage.clone(), self.entropy.clone(), "node").unwrap()
     }
 
+    /// A node that reaches the storage through another layer.
+    pub(crate) fn node_on(&self, storage: Arc<dyn Storage>) -> Repository {
+        open_node(storage, self.entropy.clone(), "node").unwrap()
+    }
+
     /// A node before whose calls a test may do something else.
     pub(crate) fn interrupted(&self) -> (Repository, Arc<Interrupt>) {
         let storage = Interrupt::new(self.storage.clone());

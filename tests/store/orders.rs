@@ -5,14 +5,15 @@
 use std::sync::Arc;
 
 use backstay_store::{
-    ErrorKind, Folder, NoProgress, ObjectKey, RecoveryPoint, Repository, Storage,
+    ChunkIndex, ErrorKind, Folder, NoProgress, ObjectKey, RecoveryPoint, Repository, Storage,
+    WriteScratch,
 };
 use jiff::SignedDuration;
 use parking_lot::Mutex;
 
 use crate::nodes::{Nodes, back_up, cause, collect, noise, plain, remove, write};
 use crate::sim::Call;
-use crate::support::read;
+use crate::support::{CHUNK, new_point, read};
 
 /// A place for what an event made.
 type Made<T> = Arc<Mutex<Option<T>>>;
@@ -333,4 +334,60 @@ fn a_fence_cannot_be_removed() {
     assert!(remove(&collector, first.id));
     collect(&collector);
     assert_eq!(write(session, &bytes).unwrap_err().kind(), ErrorKind::Fenced);
+}
+
+/// W2: a base that a writer trusts later is held by the writer's own session. Whoever gives that
+/// session up for dead forbids the commit, and nobody can give up the hold alone.
+#[test]
+fn a_base_trusted_later_is_held_by_the_writer_itself() {
+    let c = condemned();
+    let mut session = c.node.begin(None).unwrap();
+    session.trust_base(&c.point, &NoProgress).unwrap();
+    let writer = session.image("disk0", "test", c.bytes.len() as u64);
+    let mut scratch = WriteScratch::new().unwrap();
+    let (first, rest) = c.bytes.split_at(CHUNK);
+    writer.write_chunks(ChunkIndex(0), first, &mut scratch).unwrap();
+    let collector = c.nodes.node();
+    for other in collector.sessions().unwrap().iter().filter(|s| s.id != session.id()) {
+        collector.fence_session(other.id, &cause()).unwrap();
+    }
+    remove(&collector, c.point.id);
+    collect(&collector);
+    writer.write_chunks(ChunkIndex(1), rest, &mut scratch).unwrap();
+    let disk = writer.finish().unwrap();
+    let point = session.commit(new_point("m", None), vec![disk]).unwrap();
+    collect(&collector);
+    c.nodes.assert_whole(&point, &c.bytes);
+    assert!(c.nodes.storage.list(Folder::Sessions).unwrap().is_empty());
+}
+
+/// A sign of life whose answer was lost is neither in the way of the next nor left behind.
+#[test]
+fn a_lost_answer_to_a_sign_of_life_leaves_nothing() {
+    use backstay_store::{FaultPlan, FaultStorage};
+    let nodes = Nodes::new();
+    let storage = Arc::new(FaultStorage::new(nodes.storage.clone(), FaultPlan::default()));
+    let node = nodes.node_on(storage.clone());
+    let bytes = noise(1, 12);
+    let session = node.begin(None).unwrap();
+    storage.set_plan(FaultPlan {
+        fail_at: Some(0),
+        kind: Some(ErrorKind::Io),
+        after_the_fact: true,
+        ..FaultPlan::default()
+    });
+    assert_eq!(session.beat().unwrap_err().kind(), ErrorKind::Io);
+    drop(session);
+    assert!(nodes.storage.list(Folder::Sessions).unwrap().is_empty());
+    let session = node.begin(None).unwrap();
+    storage.set_plan(FaultPlan {
+        fail_at: Some(0),
+        kind: Some(ErrorKind::Io),
+        after_the_fact: true,
+        ..FaultPlan::default()
+    });
+    session.beat().unwrap_err();
+    session.beat().unwrap();
+    write(session, &bytes).unwrap();
+    assert!(nodes.storage.list(Folder::Sessions).unwrap().is_empty());
 }

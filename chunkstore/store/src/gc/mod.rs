@@ -343,13 +343,14 @@ fn summaries(repo: &Inner) -> Result<Arc<dyn Summaries>> {
 fn bury(repo: &Inner, roots: &Roots) -> Result<u64> {
     let mut buried = 0;
     for &id in &roots.removed {
-        // What cannot be read may be a fence, which must stay; it stays hidden.
-        match load_point_cached(repo, id) {
-            Ok(Some(_)) => {}
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
-            _ => continue,
-        }
-        let mut keys = [ObjectKey::Point(id), ObjectKey::Removal(id)];
+        let mut keys = match load_point_cached(repo, id) {
+            Ok(Some(_)) => vec![ObjectKey::Point(id), ObjectKey::Removal(id)],
+            // Gone already; or a fence came in its place, which must stay and is no point.
+            Ok(None) => vec![ObjectKey::Removal(id)],
+            Err(e) if e.kind() == ErrorKind::NotFound => vec![ObjectKey::Removal(id)],
+            // What cannot be read may be a fence; it stays hidden.
+            Err(_) => continue,
+        };
         if planted(Fault::RemovalDeletedFirst) {
             keys.reverse();
         }

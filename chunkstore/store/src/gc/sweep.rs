@@ -35,6 +35,8 @@ pub(super) fn sweep(
 ) -> Result<bool> {
     report.generation = generation;
     let plan: Plan = record::get(repo, ObjectKey::GcPlan(generation)).map_err(cleared_away)?;
+    // A node that is new here does not know the packs yet that it is to tell the sizes of.
+    repo.synchronise()?;
     let packs: BTreeMap<PackId, PackInfo> = repo.index()?.packs().into_iter().collect();
     let verdict = match record::get::<Verdict>(repo, ObjectKey::GcVerdict(generation)) {
         Ok(verdict) => verdict,

@@ -42,6 +42,13 @@ pub(crate) struct Lease {
 struct State {
     /// The last sign of life; the registration's own number at first.
     beat: u32,
+    /// Records that stay as long as the session, besides the registration: each names all points
+    /// that are held since.
+    kept: Vec<u32>,
+    /// Points held since the registration.
+    held_since: Vec<PointId>,
+    /// A record of which it is not known whether it is there.
+    unsure: Option<u32>,
     /// Why the session is not ours any more.
     lost: Option<String>,
     /// The record must stay: nobody knows whether the session committed.
@@ -79,8 +86,11 @@ impl Lease {
         for beat in 0..TRIES as u32 {
             record.epoch = known.generation;
             let key = ObjectKey::Session(record.id, beat);
-            record::put(repo, key, &record)
-                .map_err(|e| e.context("the session cannot be registered"))?;
+            if let Err(e) = record::put(repo, key, &record) {
+                // It may be there all the same.
+                let _ = repo.storage().delete(key);
+                return Err(e.context("the session cannot be registered"));
+            }
             let again = if planted(Fault::RegisteredOnce) { Ok(known) } else { newest(repo) };
             let avoid = again.and_then(|n| Ok((n, condemned(repo, n))));
             match avoid {
@@ -107,7 +117,14 @@ impl Lease {
     }
 
     fn start(repo: &Arc<Inner>, record: Session, beat: u32) -> Arc<Self> {
-        let state = Mutex::new(State { beat, lost: None, keep: false });
+        let state = Mutex::new(State {
+            beat,
+            kept: Vec::new(),
+            held_since: Vec::new(),
+            unsure: None,
+            lost: None,
+            keep: false,
+        });
         let stop = Mutex::default();
         let lease = Arc::new(Self { repo: repo.clone(), record, registered: beat, state, stop });
         if repo.background() {
@@ -134,19 +151,49 @@ impl Lease {
     /// Gives a sign of life. `Fenced` if somebody took the session away.
     pub(crate) fn beat(&self) -> Result<()> {
         let mut state = self.state.lock();
-        self.check(&state)?;
+        self.write_next(&mut state)?;
+        self.check_registered(&mut state)
+    }
+
+    /// Holds `point` from here on, under this session's own name, so that whoever gives the session
+    /// up gives up both. Whether the point is removed is for the caller to ask next.
+    pub(crate) fn hold_also(&self, point: PointId) -> Result<()> {
+        let mut state = self.state.lock();
+        state.held_since.push(point);
+        self.write_next(&mut state)?;
+        let beat = state.beat;
+        state.kept.push(beat);
+        self.check_registered(&mut state)
+    }
+
+    /// Writes the record under the next number, and takes the last sign of life away.
+    fn write_next(&self, state: &mut State) -> Result<()> {
+        self.check(state)?;
         let (old, new) = (state.beat, state.beat.saturating_add(1));
-        record::put(&self.repo, self.key(new), &self.record)?;
-        state.beat = new;
-        if old != self.registered {
+        let mut record = self.record.clone();
+        record.holds.extend(&state.held_since);
+        if state.unsure == Some(new) {
+            // Of a call whose answer was lost; what it held may be less than what is held now.
+            self.delete(new)?;
+        }
+        state.unsure = Some(new);
+        record::put(&self.repo, self.key(new), &record)?;
+        (state.beat, state.unsure) = (new, None);
+        if old != self.registered && !state.kept.contains(&old) {
             self.delete(old)?;
         }
+        Ok(())
+    }
+
+    fn check_registered(&self, state: &mut State) -> Result<()> {
         match self.repo.storage().size(self.key(self.registered)) {
             Ok(_) => Ok(()),
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 state.lost = Some("somebody took it for dead".into());
-                let _ = self.delete(new);
-                self.check(&state)
+                for beat in state.beats() {
+                    let _ = self.delete(beat);
+                }
+                self.check(state)
             }
             Err(e) => Err(e),
         }
@@ -216,11 +263,23 @@ impl Lease {
             return;
         }
         // The registration last: a beat alone would look like a session that lives.
-        let last = (state.beat != self.registered).then_some(state.beat);
-        let gone = last.map_or(Ok(()), |b| self.delete(b));
-        if let Err(error) = gone.and_then(|()| self.delete(self.registered)) {
+        let beats = state.beats().into_iter().filter(|b| *b != self.registered);
+        let gone = beats.chain([self.registered]).try_for_each(|b| self.delete(b));
+        if let Err(error) = gone {
             tracing::warn!(%error, "a session could not be taken away; a collection will do it");
         }
+    }
+}
+
+impl State {
+    /// The numbers of all records there may be, but the registration's.
+    fn beats(&self) -> Vec<u32> {
+        let mut beats = self.kept.clone();
+        beats.extend(self.unsure);
+        beats.push(self.beat);
+        beats.sort_unstable();
+        beats.dedup();
+        beats
     }
 }
 

@@ -1,8 +1,10 @@
 //! A throwaway directory with a repository in it, and ways to run the binary.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -122,6 +124,24 @@ impl Place {
         self.text(name)
     }
 
+    /// What everything below a directory takes on the disk, in bytes.
+    pub(crate) fn usage(&self, below: &str) -> u64 {
+        let mut open = vec![self.path(below)];
+        let mut total = 0;
+        while let Some(dir) = open.pop() {
+            for entry in std::fs::read_dir(dir).expect("a directory").map(|e| e.expect("an entry"))
+            {
+                let meta = entry.metadata().expect("its metadata");
+                if meta.is_dir() {
+                    open.push(entry.path());
+                } else {
+                    total += meta.blocks() * 512;
+                }
+            }
+        }
+        total
+    }
+
     /// The largest file below a directory: in a repository that holds data, a pack.
     pub(crate) fn largest_file(&self, below: &str) -> PathBuf {
         let mut open = vec![self.path(below)];
@@ -178,8 +198,16 @@ impl Running {
         std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
     }
 
-    pub(crate) fn signal(&mut self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(self.child());
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("still there").id()
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child().try_wait().expect("its state").is_none()
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(self.child.as_ref().expect("still there"));
         rustix::process::kill_process(pid, signal).expect("the signal is sent");
     }
 
@@ -234,4 +262,24 @@ pub(crate) fn is_root() -> bool {
 pub(crate) fn skipped(why: &str) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "SKIPPED {why}");
+}
+
+/// Whether FUSE can be used here; a test that cannot run says so.
+pub(crate) fn has_fuse(test: &str) -> bool {
+    let fuse = Path::new("/dev/fuse").exists();
+    if !fuse || !is_root() {
+        skipped(&format!("{test}: needs root and /dev/fuse"));
+        return false;
+    }
+    true
+}
+
+/// Looks again and again until it is so; a test that waits in vain fails.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(30), "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

@@ -8,14 +8,22 @@
 )]
 
 mod conformance;
+mod copies;
 mod corpus;
 mod damage;
 mod faults;
+mod full_disk;
 mod gc;
 mod index;
+mod interrupt;
 mod keep;
+mod keys;
 mod model;
+mod nodes;
+mod orders;
+mod planted;
 mod power;
 mod processes;
 mod repository;
+mod sim;
 mod support;

@@ -35,5 +35,10 @@ pub const POINT_PAYLOAD_MAX: u32 = 16 * 1024 * 1024;
 pub const RECORD_PAYLOAD_MAX: u32 = 256 * 1024;
 /// Longest payload of a collection's plan or end: the names of two million packs.
 pub const GC_PAYLOAD_MAX: u32 = 64 * 1024 * 1024;
+/// Longest payload of an index object: the table of the largest pack fits.
+pub const INDEX_PAYLOAD_MAX: u32 = 64 * 1024 * 1024;
+/// Payload at which an index object is closed: large enough that few are read, small enough that
+/// several fit in memory.
+pub const INDEX_PAYLOAD_TARGET: u32 = 8 * 1024 * 1024;
 /// Longest text in a record: reasons, names of hosts and users.
 pub const TEXT_MAX: usize = 4096;

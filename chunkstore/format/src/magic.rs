@@ -20,6 +20,8 @@ pub const GC_PLAN: [u8; 8] = *b"BKSTGCPL";
 pub const GC_VERDICT: [u8; 8] = *b"BKSTGCVD";
 /// The end of a collection.
 pub const GC_END: [u8; 8] = *b"BKSTGCEN";
+/// An index object: tables of packs.
+pub const INDEX: [u8; 8] = *b"BKSTINDX";
 /// The header of a pack.
 pub const PACK: [u8; 8] = *b"BKSTPACK";
 /// The trailer of a pack.

@@ -122,7 +122,7 @@ impl PackKind {
         }
     }
 
-    fn from_code(code: u8) -> Result<Self, FormatError> {
+    pub(crate) fn from_code(code: u8) -> Result<Self, FormatError> {
         match code {
             0 => Ok(PackKind::Data),
             1 => Ok(PackKind::Tree),
@@ -245,16 +245,22 @@ impl PackEntry {
             raw_len: entry::RAW_LEN.u32(bytes)?,
             encoding: Encoding::from_code(encoding)?,
         };
-        let overhead = if sealed { SEAL_OVERHEAD } else { 0 };
-        let fits = (header::LEN as u32..).contains(&e.offset)
-            && u64::from(e.offset) + u64::from(e.stored_len) <= body_end
-            && (1..=CHUNK_RAW_MAX).contains(&e.raw_len)
-            && (overhead + 1..=CHUNK_STORED_MAX).contains(&e.stored_len)
-            && (e.encoding != Encoding::Raw || e.stored_len == e.raw_len + overhead);
-        if !fits {
-            return Err(FormatError::damaged("entry", format!("chunk {} is out of bounds", e.id)));
-        }
+        e.check(sealed, body_end)?;
         Ok(e)
+    }
+
+    /// Whether the chunk lies in the pack's body and its lengths are possible.
+    pub(crate) fn check(&self, sealed: bool, body_end: u64) -> Result<(), FormatError> {
+        let overhead = if sealed { SEAL_OVERHEAD } else { 0 };
+        let fits = (header::LEN as u32..).contains(&self.offset)
+            && u64::from(self.offset) + u64::from(self.stored_len) <= body_end
+            && (1..=CHUNK_RAW_MAX).contains(&self.raw_len)
+            && (overhead + 1..=CHUNK_STORED_MAX).contains(&self.stored_len)
+            && (self.encoding != Encoding::Raw || self.stored_len == self.raw_len + overhead);
+        if fits {
+            return Ok(());
+        }
+        Err(FormatError::damaged("entry", format!("chunk {} is out of bounds", self.id)))
     }
 
     /// What the sealing of a chunk is bound to: kind, encoding, length and id. The pack is bound

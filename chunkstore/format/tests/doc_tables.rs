@@ -1,6 +1,6 @@
 //! FORMAT.md is the normative text: its tables and the constants of this crate must agree.
 
-use backstay_format::{Field, envelope, limits, magic, node, pack};
+use backstay_format::{Field, envelope, index_object, limits, magic, node, pack, recovery};
 
 const DOC: &str = include_str!("../../docs/FORMAT.md");
 
@@ -31,6 +31,7 @@ fn tables_and_constants_agree() {
     compare("Pack header", &pack::header::FIELDS, pack::header::LEN);
     compare("Pack table entry", &pack::entry::FIELDS, pack::entry::LEN);
     compare("Pack trailer", &pack::trailer::FIELDS, pack::trailer::LEN);
+    compare("Index object table", &index_object::head::FIELDS, index_object::head::LEN);
     compare("Image tree node", &node::FIELDS, node::HEAD_LEN);
 }
 
@@ -47,6 +48,7 @@ fn magics_and_limits_stand_in_the_text() {
         magic::GC_PLAN,
         magic::GC_VERDICT,
         magic::GC_END,
+        magic::INDEX,
         magic::PACK,
         magic::TRAILER,
     ];
@@ -56,11 +58,15 @@ fn magics_and_limits_stand_in_the_text() {
         assert!(!magics[..i].contains(m), "{text} is used twice");
     }
     assert!(DOC.contains("`BSTN`"));
+    let zeros = recovery::encode(&[0; recovery::KEY_LEN]);
+    assert!(DOC.contains(&format!("`{}`", zeros.as_str())));
     assert!(DOC.contains(&format!("{} slots a node", limits::NODE_FANOUT)));
     assert_eq!(limits::PACK_TARGET, 32 << 20);
     assert!(DOC.contains("reached 32 MiB"));
     assert_eq!((limits::PACK_MAX, limits::PACK_ENTRIES_MAX), (256 << 20, 1_048_576));
     assert!(DOC.contains("beyond 256 MiB or 1,048,576 entries"));
+    assert_eq!((limits::INDEX_PAYLOAD_MAX, limits::INDEX_PAYLOAD_TARGET), (64 << 20, 8 << 20));
+    assert!(DOC.contains("closed at 8 MiB") && DOC.contains("at most 64 MiB"));
     assert_eq!(node::NODE_LEN_MAX, 2064);
     assert!(DOC.contains("at most 2,064 bytes"));
 }

@@ -6,14 +6,15 @@ use backstay_format::limits::{NODE_FANOUT, PACK_MAX};
 use backstay_format::node::chunks_below;
 use backstay_format::pack::PackKind;
 use backstay_format::point::{DiskRecord, RecoveryPoint};
-use backstay_format::{ChunkId, ChunkIndex, PackId, PointId, RepoId};
+use backstay_format::{ChunkId, ChunkIndex, IndexId, PackId, PointId, RepoId};
 
+use crate::check_index::Footers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::PackSet;
 use crate::key::{Folder, ObjectKey};
 use crate::pack::{read_footer, verify_pack_bytes};
 use crate::progress::Progress;
-use crate::read::node;
+use crate::read::{ReadScratch, Wanted, fetch, node, node_afresh};
 use crate::repository::{Inner, Repository};
 use crate::seal::Decoder;
 use crate::storage::Storage;
@@ -32,6 +33,8 @@ pub enum DamageKind {
     Point(PointId),
     /// A pack, or a chunk in it.
     Pack(PackId),
+    /// An index object. No data is lost with it.
+    Index(IndexId),
     /// A range of a disk that cannot be restored.
     Disk {
         /// The machine.
@@ -67,6 +70,8 @@ pub struct CheckReport {
     pub chunks: u64,
     /// Bytes of packs read.
     pub read_bytes: u64,
+    /// Packs of which this host's index disagreed with the footer. It was put right.
+    pub index_corrected: u64,
     /// What was found.
     pub damage: Vec<Damage>,
     /// Findings beyond the most that a report lists.
@@ -88,7 +93,7 @@ pub struct PackCheckReport {
 const DAMAGE_MAX: usize = 10_000;
 
 impl CheckReport {
-    fn add(&mut self, kind: DamageKind, reason: &Error) {
+    pub(crate) fn add(&mut self, kind: DamageKind, reason: &Error) {
         self.add_text(kind, reason.whole_story());
     }
 
@@ -148,8 +153,14 @@ pub(crate) fn check_packs(
     Ok(report)
 }
 
-/// Chunks known to be bad, with the reason.
-type Bad = HashMap<ChunkId, String>;
+/// What the packs' own bytes say.
+#[derive(Default)]
+struct Bad {
+    /// Chunks of which a copy is bad, with the reason.
+    chunks: HashMap<ChunkId, String>,
+    /// Packs whose footers cannot be read.
+    packs: HashSet<PackId>,
+}
 
 pub(crate) fn check(
     repo: &Repository,
@@ -191,10 +202,11 @@ fn check_all_packs(
     report: &mut CheckReport,
     progress: &dyn Progress,
 ) -> Result<Bad> {
-    let mut bad = Bad::new();
+    let mut bad = Bad::default();
     let packs = inner.storage().list(Folder::Packs)?;
     progress.total("packs", packs.len() as u64);
     let mut decoder = Decoder::new()?;
+    let mut footers = Footers::default();
     for key in packs {
         stopped(progress)?;
         let ObjectKey::Pack(id) = key else { continue };
@@ -205,9 +217,12 @@ fn check_all_packs(
             Ok(footer) => footer,
             Err(e) => {
                 report.add(DamageKind::Pack(id), &e);
+                bad.packs.insert(id);
                 continue;
             }
         };
+        let (kind, entries) = (footer.header.kind, footer.entries.clone());
+        report.index_corrected += u64::from(footers.compare(inner, footer.into_table())?);
         if !options.read_data {
             continue;
         }
@@ -215,7 +230,7 @@ fn check_all_packs(
             Ok(bytes) => bytes,
             Err(e) => {
                 let reason = e.whole_story();
-                bad.extend(footer.entries.iter().map(|c| (c.id, reason.clone())));
+                bad.chunks.extend(entries.iter().map(|c| (c.id, reason.clone())));
                 report.add(DamageKind::Pack(id), &e);
                 continue;
             }
@@ -224,10 +239,10 @@ fn check_all_packs(
         if let Err(e) = verify_pack_bytes(&bytes, inner.config().id, id) {
             report.add(DamageKind::Pack(id), &e);
         }
-        let found =
-            bad_chunks(inner, id, footer.header.kind, &footer.entries, &bytes, &mut decoder);
-        bad.extend(found);
+        let found = bad_chunks(inner, id, kind, &entries, &bytes, &mut decoder);
+        bad.chunks.extend(found);
     }
+    footers.compare_objects(inner, report)?;
     Ok(bad)
 }
 
@@ -276,8 +291,11 @@ impl DiskWalk<'_> {
         if self.seen.contains(&id) {
             return Ok(true);
         }
-        let here = match self.bad.get(&id) {
-            Some(reason) => Err(Error::new(ErrorKind::Damaged, reason.clone())),
+        let here = match self.bad.chunks.get(&id) {
+            // One copy is bad; what is in the cache may be from before it was.
+            Some(reason) => node_afresh(self.inner, id, levels - 1).map_err(|e| {
+                if e.kind() == ErrorKind::Damaged { e.context(reason.as_str()) } else { e }
+            }),
             None => node(self.inner, id, levels - 1),
         };
         let here = match here {
@@ -315,16 +333,30 @@ impl DiskWalk<'_> {
         for ((index, id), location) in present.into_iter().zip(found) {
             let len =
                 self.inner.config().chunk_size.chunk_len(self.disk.size_bytes, ChunkIndex(index));
-            let reason = match (self.bad.get(&id), location) {
-                (Some(reason), _) => reason.clone(),
-                (None, None) => "its chunk is in no pack of this repository".to_owned(),
-                (None, Some(l)) if l.raw_len != len => "its chunk has another length".to_owned(),
-                (None, Some(_)) => continue,
+            let reason = match location {
+                None => "its chunk is in no pack of this repository".to_owned(),
+                Some(l) if l.raw_len == len && !self.is_doubtful(id, l.pack) => continue,
+                Some(_) => match self.read(id, len) {
+                    Ok(()) => continue,
+                    Err(e) if e.kind() == ErrorKind::Damaged => e.whole_story(),
+                    Err(e) => return Err(e),
+                },
             };
             whole = false;
             self.lost(index, 1, &reason);
         }
         Ok(whole)
+    }
+
+    /// Whether only reading a chunk tells if it can be restored: of several copies one may serve.
+    fn is_doubtful(&self, id: ChunkId, pack: PackId) -> bool {
+        self.bad.chunks.contains_key(&id) || self.bad.packs.contains(&pack)
+    }
+
+    fn read(&self, id: ChunkId, len: u32) -> Result<()> {
+        let mut bytes = vec![0u8; len as usize];
+        let mut wanted = [Wanted { id, out: &mut bytes }];
+        fetch(self.inner, PackKind::Data, &mut wanted, &mut ReadScratch::new()?)
     }
 
     fn lost(&mut self, first: u64, chunks: u64, reason: &str) {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod check_index;
 mod diff;
 mod entropy;
 mod error;
@@ -16,6 +17,7 @@ mod keys;
 mod location;
 mod owner;
 mod pack;
+mod planted;
 mod progress;
 mod read;
 mod record;
@@ -27,10 +29,13 @@ mod storage;
 mod vfs;
 
 pub use backstay_format::config::{Encryption, RepoConfig};
+pub use backstay_format::keyslot::SlotKind;
 pub use backstay_format::point::{
     Consistency, CopiedFrom, DiskRecord, Origin, PointStats, RecoveryPoint,
 };
-pub use backstay_format::{ChunkId, ChunkIndex, ChunkSize, PackId, PinId, PointId, RepoId, SlotId};
+pub use backstay_format::{
+    ChunkId, ChunkIndex, ChunkSize, IndexId, PackId, PinId, PointId, RepoId, SlotId,
+};
 
 pub use backstay_format::gc::Generation;
 pub use backstay_format::session::{Owner, SessionKind};
@@ -45,13 +50,13 @@ pub use location::Location;
 pub use progress::{NoProgress, Progress};
 pub use read::{ImageReader, ReadScratch};
 pub use repository::{
-    Cause, Hold, InitOptions, Keeper, KeySlotInfo, OpenOptions, PinInfo, PointList, RemovalReport,
-    RepoStats, Repository,
+    Cause, Hold, InitOptions, Keeper, KeyRotation, KeySlotInfo, OpenOptions, PinInfo, PointList,
+    RemovalReport, RepoStats, Repository,
 };
-pub use secret::{Secret, Unlock};
+pub use secret::{RecoveryKey, Secret, Unlock};
 pub use session::{ChunkStats, ImageWriter, NewPoint, SessionInfo, WriteScratch, WriteSession};
 pub use storage::{FaultPlan, FaultStorage, LocalStorage, MemoryStorage, Storage};
-pub use vfs::{RealFs, Vfs, VfsRead, VfsWrite};
+pub use vfs::{RealFs, Space, Vfs, VfsRead, VfsWrite};
 
 #[cfg(feature = "testkit")]
 pub mod testkit;

@@ -70,6 +70,11 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "COMMAND", group = "key")]
     pub(crate) passphrase_command: Option<String>,
 
+    /// Unlock with the recovery key in this file [env: BACKSTAY_RECOVERY_KEY_FILE, or the key itself
+    /// in BACKSTAY_RECOVERY_KEY]
+    #[arg(long, global = true, value_name = "FILE", group = "key")]
+    pub(crate) recovery_key_file: Option<PathBuf>,
+
     /// Print one JSON document on stdout, and errors as JSON on stderr
     #[arg(long, global = true)]
     pub(crate) json: bool,

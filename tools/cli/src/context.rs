@@ -90,7 +90,7 @@ impl Ctx {
             return source.unlock();
         }
         if secret::can_ask(&self.global) {
-            return secret::ask(&format!("passphrase for {location}"), false);
+            return secret::ask(&format!("passphrase or recovery key for {location}"), false);
         }
         Err(secret::name_the_options(
             CliError::usage("a key is needed, and there is no terminal to ask for it")

@@ -249,7 +249,7 @@ impl From<backstay_store::Error> for CliError {
             Store::Io | Store::Fenced => Exit::Failed,
             Store::Aborted => Exit::Interrupted,
         };
-        with_remedy(Self::new(exit, error.to_string()).because(&error))
+        with_remedy(full(Self::new(exit, error.to_string()).because(&error), &error))
     }
 }
 
@@ -268,7 +268,7 @@ impl From<backstay_core::Error> for CliError {
             // Io and Tool, and whatever a later engine adds: "unknown codes mean failure".
             _ => Exit::Failed,
         };
-        with_remedy(Self::new(exit, error.to_string()).because(&error))
+        with_remedy(full(Self::new(exit, error.to_string()).because(&error), &error))
     }
 }
 
@@ -296,14 +296,30 @@ fn below_daemon(error: &dyn StdError) -> Exit {
     }
 }
 
+/// Adds what helps where the storage of the repository is full, and not another disk.
+fn full(told: CliError, error: &(dyn StdError + 'static)) -> CliError {
+    use backstay_store::{Error, ErrorKind};
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if cause.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::NoSpace) {
+            return told
+                .hint("remove recovery points and collect what they held, or add space")
+                .hint("what is there can be listed, checked, mounted and restored meanwhile");
+        }
+        next = cause.source();
+    }
+    told
+}
+
 /// Adds the usual next step of a kind of failure, where there is one.
 fn with_remedy(error: CliError) -> CliError {
     match error.exit {
-        Exit::WrongKey => {
-            error.hint("backstay repo key list      shows which keys open this repository").hint(
+        Exit::WrongKey => error
+            .hint("backstay repo key list      shows which keys open this repository")
+            .hint(
                 "check --key-file, --passphrase-file, --passphrase-command or BACKSTAY_PASSPHRASE",
             )
-        }
+            .hint("--recovery-key-file FILE    opens it when every other key is lost"),
         Exit::Damaged => {
             error.hint("backstay repo check --read-data      lists everything that is damaged")
         }

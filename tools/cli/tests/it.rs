@@ -11,6 +11,7 @@ mod it {
     mod keys;
     mod mounts;
     mod point;
+    mod recovery;
     mod retention;
     mod support;
     mod together;

@@ -101,6 +101,7 @@ pub(super) fn keyslot_seeds() -> Vec<(&'static str, Vec<u8>)> {
             salt: [2; 16],
             nonce: [3; 12],
             wrapped: [4; 48],
+            replaces: None,
         };
         serde_json::to_vec(&slot).expect("a key slot is always valid JSON")
     };

@@ -1,11 +1,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use backstay_format::pack::PackEntry;
-use backstay_format::{ChunkId, PackId, PointId};
+use backstay_format::{ChunkId, IndexId, PackId, PointId};
 use parking_lot::RwLock;
 
-use super::{ChunkIndex, ChunkLocation, PackInfo, PackSet};
+use super::{COPIES_MAX, ChunkIndex, ChunkLocation, PackInfo, PackSet};
 use crate::error::Result;
+use crate::planted::{Fault, planted};
 
 /// An index in memory. Its size is that of the repository: for tests, and for reading where no
 /// cache directory can be written.
@@ -16,10 +17,11 @@ pub(crate) struct MemoryIndex {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The copies of each chunk. Nearly all have one.
+    /// The copies of each chunk, newest last. Nearly all have one.
     chunks: HashMap<ChunkId, Vec<ChunkLocation>>,
     packs: BTreeMap<PackId, PackInfo>,
     complete: HashSet<PointId>,
+    objects: HashSet<IndexId>,
 }
 
 impl State {
@@ -46,23 +48,37 @@ impl ChunkIndex for MemoryIndex {
         out.clear();
         out.extend(ids.iter().map(|id| {
             let copies = state.chunks.get(id)?;
-            copies.iter().find(|l| !avoid.contains(&l.pack)).copied()
+            copies.iter().rev().find(|l| !avoid.contains(&l.pack)).copied()
         }));
         Ok(())
     }
 
     fn copies(&self, id: ChunkId) -> Result<Vec<ChunkLocation>> {
-        Ok(self.state.read().chunks.get(&id).cloned().unwrap_or_default())
+        let state = self.state.read();
+        let copies = state.chunks.get(&id).into_iter().flatten();
+        Ok(copies.rev().take(COPIES_MAX).copied().collect())
     }
 
-    fn add_pack(&self, pack: PackId, info: PackInfo, entries: &[PackEntry]) -> Result<()> {
+    fn add_pack_without(
+        &self,
+        pack: PackId,
+        info: PackInfo,
+        entries: &[PackEntry],
+        bad: &HashSet<ChunkId>,
+    ) -> Result<()> {
         let mut state = self.state.write();
-        if state.packs.insert(pack, info).is_some() {
+        if state.packs.contains_key(&pack) {
             return Ok(());
         }
-        for (n, e) in entries.iter().enumerate() {
+        state.packs.insert(pack, info);
+        for (n, e) in entries.iter().enumerate().filter(|(_, e)| !bad.contains(&e.id)) {
             let location = ChunkLocation::new(pack, info.kind, n, e);
-            state.chunks.entry(e.id).or_default().push(location);
+            let copies = state.chunks.entry(e.id).or_default();
+            if planted(Fault::TwinsCountAsNone) && copies.iter().any(|l| l.pack == pack) {
+                copies.retain(|l| l.pack != pack);
+                continue;
+            }
+            copies.push(location);
         }
         Ok(())
     }
@@ -79,10 +95,21 @@ impl ChunkIndex for MemoryIndex {
         self.state.read().packs.iter().map(|(k, v)| (*k, *v)).collect()
     }
 
+    fn pack_ids(&self) -> Vec<PackId> {
+        self.state.read().packs.keys().copied().collect()
+    }
+
+    fn has_pack(&self, pack: &PackId) -> bool {
+        self.state.read().packs.contains_key(pack)
+    }
+
     fn drop_packs(&self, packs: &[PackId]) -> Result<()> {
         let mut state = self.state.write();
         state.forget(packs);
-        state.complete.clear();
+        if !planted(Fault::VanishedBaseTrusted) {
+            state.complete.clear();
+        }
+        state.objects.clear();
         Ok(())
     }
 
@@ -110,5 +137,18 @@ impl ChunkIndex for MemoryIndex {
 
     fn is_complete(&self, point: PointId) -> bool {
         self.state.read().complete.contains(&point)
+    }
+
+    fn objects(&self) -> Result<HashSet<IndexId>> {
+        Ok(self.state.read().objects.clone())
+    }
+
+    fn set_objects(&self, taken_in: &[IndexId], gone: &[IndexId]) -> Result<()> {
+        let objects = &mut self.state.write().objects;
+        objects.extend(taken_in);
+        gone.iter().for_each(|id| {
+            objects.remove(id);
+        });
+        Ok(())
     }
 }

@@ -7,8 +7,9 @@ use std::collections::HashSet;
 use std::fmt::Debug;
 use std::path::PathBuf;
 
+use backstay_format::index_object::PackTable;
 use backstay_format::pack::{Encoding, PackEntry, PackHeader, PackKind};
-use backstay_format::{ChunkId, PackId, PointId};
+use backstay_format::{ChunkId, IndexId, PackId, PointId};
 
 use crate::error::Result;
 
@@ -75,10 +76,19 @@ impl PackInfo {
     pub(crate) fn new(header: &PackHeader, chunks: usize, len: u64) -> Self {
         Self { kind: header.kind, chunks: chunks as u32, len, session: header.session }
     }
+
+    /// What a table says of its pack.
+    pub(crate) fn of(table: &PackTable) -> Self {
+        let chunks = table.entries.len() as u32;
+        Self { kind: table.kind, chunks, len: table.len, session: table.session }
+    }
 }
 
 /// Packs that a lookup must not answer with: those condemned by a collection.
 pub(crate) type PackSet = HashSet<PackId>;
+
+/// Copies of one chunk that are told of: trying more would not end a read any better.
+pub(crate) const COPIES_MAX: usize = 8;
 
 /// The index as the rest of the store uses it. All methods may be called from many threads.
 pub(crate) trait ChunkIndex: Send + Sync + Debug {
@@ -91,12 +101,24 @@ pub(crate) trait ChunkIndex: Send + Sync + Debug {
         out: &mut Vec<Option<ChunkLocation>>,
     ) -> Result<()>;
 
-    /// Every known copy of one chunk in present packs.
+    /// The known copies of one chunk in present packs, newest first: all, or [`COPIES_MAX`] of
+    /// them. (None is forgotten for being one of many: when those told of go, others are told of.)
     fn copies(&self, id: ChunkId) -> Result<Vec<ChunkLocation>>;
 
     /// Adds a durable pack (FORMAT.md, rule O5); `entries` in the order of its table. This process
     /// sees it at once; others after [`ChunkIndex::publish`].
-    fn add_pack(&self, pack: PackId, info: PackInfo, entries: &[PackEntry]) -> Result<()>;
+    fn add_pack(&self, pack: PackId, info: PackInfo, entries: &[PackEntry]) -> Result<()> {
+        self.add_pack_without(pack, info, entries, &HashSet::new())
+    }
+
+    /// The same without chunks that are known to be bad in this pack.
+    fn add_pack_without(
+        &self,
+        pack: PackId,
+        info: PackInfo,
+        entries: &[PackEntry],
+        bad: &HashSet<ChunkId>,
+    ) -> Result<()>;
 
     /// Makes what was added visible to other processes. May do nothing where that fails for want
     /// of space or rights: others then read the footers themselves.
@@ -108,8 +130,15 @@ pub(crate) trait ChunkIndex: Send + Sync + Debug {
     /// The packs it knows, sorted.
     fn packs(&self) -> Vec<(PackId, PackInfo)>;
 
+    /// The ids of the packs it knows, sorted.
+    fn pack_ids(&self) -> Vec<PackId>;
+
+    /// Whether it knows a pack.
+    fn has_pack(&self, pack: &PackId) -> bool;
+
     /// Forgets packs that are gone: their chunks count as absent from now on, unless another
-    /// present pack holds a copy. No point counts as complete any more.
+    /// present pack holds a copy. No point counts as complete any more, and no index object as
+    /// taken in.
     fn drop_packs(&self, packs: &[PackId]) -> Result<()>;
 
     /// Forgets packs that a collection deleted: as [`ChunkIndex::drop_packs`], but points stay
@@ -124,4 +153,10 @@ pub(crate) trait ChunkIndex: Send + Sync + Debug {
 
     /// Whether every chunk of the point is known to be in a present pack.
     fn is_complete(&self, point: PointId) -> bool;
+
+    /// The index objects whose tables were taken in.
+    fn objects(&self) -> Result<HashSet<IndexId>>;
+
+    /// Notes index objects that were taken in, and forgets those that are gone.
+    fn set_objects(&self, taken_in: &[IndexId], gone: &[IndexId]) -> Result<()>;
 }

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use aws_lc_rs::aead::LessSafeKey;
+use backstay_format::index_object::PackTable;
 use backstay_format::limits::{PACK_ENTRIES_MAX, PACK_TARGET};
 use backstay_format::pack::{
     PackEntry, PackHeader, PackKind, PackTrailer, TABLE_NONCE_OFFSET, chunk_nonce, encode_table,
@@ -117,7 +118,9 @@ impl OpenPack {
             content_hash: *hasher.finalize().as_bytes(),
         };
         table.extend_from_slice(&trailer.encode());
-        ClosedPack { header: self.header, head: header, parts, tail: table, entries: self.entries }
+        let table_hash = trailer.table_hash;
+        let (head, entries) = (header, self.entries);
+        ClosedPack { header: self.header, head, parts, tail: table, entries, table_hash }
     }
 }
 
@@ -129,6 +132,7 @@ pub(crate) struct ClosedPack {
     parts: Vec<Vec<u8>>,
     tail: Vec<u8>,
     pub(crate) entries: Vec<PackEntry>,
+    table_hash: [u8; 32],
 }
 
 impl ClosedPack {
@@ -139,6 +143,18 @@ impl ClosedPack {
         out.extend(self.parts.iter().map(Vec::as_slice));
         out.push(&self.tail);
         out
+    }
+
+    /// Its table, as an index object has it.
+    pub(crate) fn table(&self) -> PackTable {
+        PackTable {
+            pack: self.header.pack_id,
+            session: self.header.session,
+            kind: self.header.kind,
+            len: self.len(),
+            table_hash: self.table_hash,
+            entries: self.entries.clone(),
+        }
     }
 
     /// The pack's length.

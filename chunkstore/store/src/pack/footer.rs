@@ -1,4 +1,5 @@
 use aws_lc_rs::aead::{Aad, Nonce};
+use backstay_format::index_object::PackTable;
 use backstay_format::limits::PACK_MAX;
 use backstay_format::pack::{
     PackEntry, PackHeader, PackTrailer, TABLE_NONCE_OFFSET, chunk_nonce, decode_table, header,
@@ -17,6 +18,22 @@ pub(crate) struct PackFooter {
     pub(crate) header: PackHeader,
     pub(crate) entries: Vec<PackEntry>,
     pub(crate) len: u64,
+    /// BLAKE3 of the table as stored.
+    pub(crate) table_hash: [u8; 32],
+}
+
+impl PackFooter {
+    /// The same as an index object has it.
+    pub(crate) fn into_table(self) -> PackTable {
+        PackTable {
+            pack: self.header.pack_id,
+            session: self.header.session,
+            kind: self.header.kind,
+            len: self.len,
+            table_hash: self.table_hash,
+            entries: self.entries,
+        }
+    }
 }
 
 /// Most bytes read in one go for a footer: the trailer, and the table of a usual pack with it.
@@ -59,7 +76,7 @@ pub(crate) fn read_footer(
         return Err(damaged(FormatError::damaged("table_hash", "the checksum does not match")));
     }
     let entries = open_table(&mut table, &head, &t, keys, pack).map_err(damaged)?;
-    Ok(PackFooter { header, entries, len })
+    Ok(PackFooter { header, entries, len, table_hash: t.table_hash })
 }
 
 fn check_header(

@@ -1,3 +1,4 @@
+use aws_lc_rs::aead::LessSafeKey;
 use backstay_format::limits::{CHUNK_RAW_MAX, CHUNK_STORED_MAX};
 use backstay_format::pack::PackKind;
 use backstay_format::{ChunkId, PackId};
@@ -5,6 +6,7 @@ use backstay_format::{ChunkId, PackId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkLocation, PackSet};
 use crate::key::ObjectKey;
+use crate::planted::{Fault, planted};
 use crate::repository::Inner;
 use crate::seal::Decoder;
 
@@ -38,8 +40,17 @@ pub(crate) struct Wanted<'a> {
     pub(crate) out: &'a mut [u8],
 }
 
+/// A chunk that could not be had from where the index says it is.
+struct Failed {
+    /// Its place among the chunks asked for.
+    at: usize,
+    location: ChunkLocation,
+    error: Error,
+}
+
 /// Reads chunks of one kind. Each is authenticated, decoded and compared with its id before any
-/// byte of it counts (FORMAT.md, rule O8); the first that fails ends the call with an error that
+/// byte of it counts (FORMAT.md, rule O8). A chunk that is damaged, or whose pack is gone, is read
+/// from another copy if there is one; the first that cannot be had ends the call with an error that
 /// names it.
 pub(crate) fn fetch(
     repo: &Inner,
@@ -48,22 +59,79 @@ pub(crate) fn fetch(
     scratch: &mut ReadScratch,
 ) -> Result<()> {
     let ids: Vec<ChunkId> = wanted.iter().map(|w| w.id).collect();
-    locate(repo, &ids, &mut scratch.locations)?;
+    match locate(repo, &ids, &mut scratch.locations) {
+        Err(_) if planted(Fault::ZerosForMissing) => {
+            wanted.iter_mut().for_each(|w| w.out.fill(0));
+            return Ok(());
+        }
+        located => located?,
+    }
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     let place = |i: usize| scratch.locations[i].map(|l| (l.pack, l.offset));
     order.sort_by_key(|&i| place(i));
+    let mut failed = Vec::new();
     let mut rest = order.as_slice();
     while let Some(&first) = rest.first() {
         let Some(start) = scratch.locations[first] else {
             return Err(missing(wanted[first].id));
         };
         let run = run_length(rest, start, &scratch.locations);
-        let end = rest[..run].iter().filter_map(|&i| scratch.locations[i]).map(end_of).max();
-        let len = end.unwrap_or(start.offset) - start.offset;
-        read_run(repo, kind, start, len, &rest[..run], wanted, scratch)?;
+        read_run(repo, kind, start, &rest[..run], wanted, scratch, &mut failed);
         rest = &rest[run..];
     }
+    if failed.is_empty() { Ok(()) } else { fetch_elsewhere(repo, kind, wanted, failed, scratch) }
+}
+
+/// Reads what failed from other copies.
+fn fetch_elsewhere(
+    repo: &Inner,
+    kind: PackKind,
+    wanted: &mut [Wanted<'_>],
+    failed: Vec<Failed>,
+    scratch: &mut ReadScratch,
+) -> Result<()> {
+    let index = repo.index()?;
+    let mut all_known = false;
+    for Failed { at, location, error } in failed {
+        let id = wanted[at].id;
+        note(repo, id, location, &error);
+        let mut tried = PackSet::from([location.pack]);
+        loop {
+            let copies = index.copies(id)?;
+            let next = copies.into_iter().find(|l| !tried.contains(&l.pack));
+            let Some(copy) = next else {
+                // Another copy may be in a pack that is not known yet: a collection stores chunks
+                // again before it deletes a pack, and a backup heals what it finds missing.
+                if !all_known {
+                    all_known = true;
+                    repo.synchronise()?;
+                    continue;
+                }
+                // To whoever reads a disk, a pack that is gone is lost data, and no missing disk.
+                let lost = error.kind() == ErrorKind::NotFound;
+                return Err(if lost { missing(id) } else { error });
+            };
+            tried.insert(copy.pack);
+            let mut again = Vec::new();
+            scratch.locations[at] = Some(copy);
+            read_run(repo, kind, copy, &[at], wanted, scratch, &mut again);
+            again.iter().for_each(|f| note(repo, id, f.location, &f.error));
+            if again.is_empty() {
+                break;
+            }
+        }
+        tracing::warn!(chunk = %id, pack = %location.pack, error = %error.whole_story(),
+            "a chunk was read from another copy");
+    }
     Ok(())
+}
+
+/// Remembers damage for the checks. A pack that is gone is none by itself, and a failing storage
+/// may work again.
+fn note(repo: &Inner, id: ChunkId, location: ChunkLocation, error: &Error) {
+    if error.kind() == ErrorKind::Damaged {
+        repo.note_damage(location.pack, id, error.whole_story());
+    }
 }
 
 fn end_of(l: ChunkLocation) -> u32 {
@@ -88,60 +156,91 @@ fn run_length(order: &[usize], start: ChunkLocation, at: &[Option<ChunkLocation>
     run
 }
 
+/// Reads neighbours in a pack in one go; what cannot be had goes to `failed`.
 fn read_run(
     repo: &Inner,
     kind: PackKind,
     start: ChunkLocation,
-    len: u32,
     run: &[usize],
     wanted: &mut [Wanted<'_>],
     scratch: &mut ReadScratch,
-) -> Result<()> {
-    let len = len as usize;
-    if scratch.stored.len() < len {
-        scratch.stored.resize(len, 0);
+    failed: &mut Vec<Failed>,
+) {
+    let ReadScratch { decoder, stored, locations } = scratch;
+    let end = run.iter().filter_map(|&i| locations[i]).map(end_of).max();
+    let len = (end.unwrap_or(start.offset) - start.offset) as usize;
+    if stored.len() < len {
+        stored.resize(len, 0);
     }
-    let stored = &mut scratch.stored[..len];
+    let stored = &mut stored[..len];
     let offset = u64::from(start.offset);
-    repo.storage().read_at(ObjectKey::Pack(start.pack), offset, stored)?;
+    let read = repo.storage().read_at(ObjectKey::Pack(start.pack), offset, stored);
     let key = repo.keys().pack_key(start.pack);
-    for &i in run {
-        let (w, Some(l)) = (&mut wanted[i], scratch.locations[i]) else { continue };
-        let damaged = |e: Error| damaged(w.id, l.pack, l.offset, e);
-        if l.kind != kind || l.raw_len as usize != w.out.len() || l.raw_len > CHUNK_RAW_MAX {
-            let e = format!("it is {} bytes of another kind or length", l.raw_len);
-            return Err(damaged(Error::new(ErrorKind::Damaged, e)));
+    for &at in run {
+        let (w, Some(location)) = (&mut wanted[at], locations[at]) else { continue };
+        let result = match &read {
+            Err(e) => Err(Error::new(e.kind(), e.whole_story())),
+            Ok(()) => {
+                let from = (location.offset - start.offset) as usize;
+                let bytes = &stored[from..from + location.stored_len as usize];
+                decode_one(repo, kind, key.as_ref(), location, bytes, w, decoder)
+            }
+        };
+        if let Err(e) = result {
+            let error = damaged(w.id, location.pack, location.offset, e);
+            failed.push(Failed { at, location, error });
         }
-        let from = (l.offset - start.offset) as usize;
-        let bytes = &stored[from..from + l.stored_len as usize];
-        let entry = l.entry(w.id);
-        scratch.decoder.decode(key.as_ref(), kind, &entry, bytes, w.out).map_err(damaged)?;
-        if repo.keys().chunk_id(kind, w.out) != w.id {
-            let e = Error::new(ErrorKind::Damaged, "the decoded bytes are not the chunk's");
-            return Err(damaged(e));
-        }
+    }
+}
+
+fn decode_one(
+    repo: &Inner,
+    kind: PackKind,
+    key: Option<&LessSafeKey>,
+    l: ChunkLocation,
+    bytes: &[u8],
+    w: &mut Wanted<'_>,
+    decoder: &mut Decoder,
+) -> Result<()> {
+    if l.kind != kind || l.raw_len as usize != w.out.len() || l.raw_len > CHUNK_RAW_MAX {
+        let text = format!("it is {} bytes of another kind or length", l.raw_len);
+        return Err(Error::new(ErrorKind::Damaged, text));
+    }
+    decoder.decode(key, kind, &l.entry(w.id), bytes, w.out)?;
+    let other = repo.keys().chunk_id(kind, w.out) != w.id;
+    if other && !planted(Fault::IdNotCompared) {
+        return Err(Error::new(ErrorKind::Damaged, "the decoded bytes are not the chunk's"));
     }
     Ok(())
 }
 
 fn damaged(id: ChunkId, pack: PackId, offset: u32, e: Error) -> Error {
-    e.context(format!("chunk {id} in pack {pack} at {offset} is damaged"))
+    let what = if e.kind() == ErrorKind::Damaged { "is damaged" } else { "cannot be read" };
+    e.context(format!("chunk {id} in pack {pack} at {offset} {what}"))
 }
 
 fn missing(id: ChunkId) -> Error {
     Error::new(ErrorKind::Damaged, format!("chunk {id} is in no pack of this repository"))
 }
 
-/// Looks chunks up; asks once more after learning of other writers' packs if one is unknown.
-fn locate(repo: &Inner, ids: &[ChunkId], out: &mut Vec<Option<ChunkLocation>>) -> Result<()> {
+/// Looks chunks up, and again as packs become known. All are found, or it is an error.
+pub(super) fn locate(
+    repo: &Inner,
+    ids: &[ChunkId],
+    out: &mut Vec<Option<ChunkLocation>>,
+) -> Result<()> {
+    let mut search = repo.search();
     let index = repo.index()?;
     index.get_many(ids, &PackSet::new(), out)?;
-    if let Some(i) = out.iter().position(Option::is_none) {
-        repo.synchronise()?;
-        index.get_many(ids, &PackSet::new(), out)?;
-        if out[i].is_none() {
-            return Err(missing(ids[i]));
+    let mut found = Vec::new();
+    loop {
+        let left: Vec<usize> = (0..ids.len()).filter(|&i| out[i].is_none()).collect();
+        let Some(&first) = left.first() else { return Ok(()) };
+        if !repo.look_again(&mut search)? {
+            return Err(missing(ids[first]));
         }
+        let wanted: Vec<ChunkId> = left.iter().map(|&i| ids[i]).collect();
+        index.get_many(&wanted, &PackSet::new(), &mut found)?;
+        left.iter().zip(&found).for_each(|(&i, l)| out[i] = *l);
     }
-    Ok(())
 }

@@ -9,4 +9,5 @@ pub use fetch::ReadScratch;
 pub use image::ImageReader;
 
 pub(crate) use cache::ChunkCache;
-pub(crate) use tree::{NodeCache, node};
+pub(crate) use fetch::{Wanted, fetch};
+pub(crate) use tree::{NodeCache, node, node_afresh};

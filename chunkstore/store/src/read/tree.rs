@@ -6,10 +6,9 @@ use backstay_format::pack::PackKind;
 use quick_cache::sync::Cache;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::PackSet;
 use crate::repository::Inner;
 
-use super::fetch::{ReadScratch, Wanted, fetch};
+use super::fetch::{ReadScratch, Wanted, fetch, locate};
 
 /// Nodes kept decoded: 16,384 of about 2 KiB cover 64 GiB of disk at the default chunk size.
 const NODES_MAX: usize = 16 * 1024;
@@ -36,23 +35,40 @@ pub(crate) fn node(repo: &Inner, id: ChunkId, level: u8) -> Result<Arc<Node>> {
     Ok(node)
 }
 
+/// The same, past the cache.
+pub(crate) fn node_afresh(repo: &Inner, id: ChunkId, level: u8) -> Result<Arc<Node>> {
+    load(repo, id, level).map(Arc::new)
+}
+
 fn load(repo: &Inner, id: ChunkId, level: u8) -> Result<Node> {
-    let mut found = Vec::new();
-    let index = repo.index()?;
-    index.get_many(&[id], &PackSet::new(), &mut found)?;
-    if found[0].is_none() {
-        repo.synchronise()?;
-        index.get_many(&[id], &PackSet::new(), &mut found)?;
-    }
-    let len = found[0].map_or(0, |l| l.raw_len as usize);
-    if !(HEAD_LEN..=NODE_LEN_MAX).contains(&len) {
-        return Err(Error::new(
-            ErrorKind::Damaged,
-            format!("image-tree node {id} is in no pack of this repository"),
-        ));
-    }
-    let mut bytes = vec![0u8; len];
-    let mut scratch = ReadScratch::new()?;
-    fetch(repo, PackKind::Tree, &mut [Wanted { id, out: &mut bytes }], &mut scratch)?;
+    let bytes = read(repo, id)?;
     Node::decode(&bytes, level).map_err(|e| Error::format(format!("image-tree node {id}"), e))
+}
+
+fn read(repo: &Inner, id: ChunkId) -> Result<Vec<u8>> {
+    let mut found = Vec::new();
+    locate(repo, &[id], &mut found)
+        .map_err(|e| e.context(format!("image-tree node {id} cannot be found")))?;
+    let mut tried = Vec::new();
+    let mut first_error = None;
+    // Only the index tells a node's length, and where it errs about one copy another may serve.
+    let copies = repo.index()?.copies(id)?;
+    for len in found.iter().flatten().chain(&copies).map(|l| l.raw_len as usize) {
+        if !(HEAD_LEN..=NODE_LEN_MAX).contains(&len) || tried.contains(&len) {
+            continue;
+        }
+        tried.push(len);
+        let mut bytes = vec![0u8; len];
+        let mut scratch = ReadScratch::new()?;
+        match fetch(repo, PackKind::Tree, &mut [Wanted { id, out: &mut bytes }], &mut scratch) {
+            Ok(()) => return Ok(bytes),
+            Err(e) if e.kind() == ErrorKind::Damaged => first_error = first_error.or(Some(e)),
+            Err(e) => return Err(e),
+        }
+    }
+    let no_length = || {
+        let text = format!("image-tree node {id} has no possible length");
+        Error::new(ErrorKind::Damaged, text)
+    };
+    Err(first_error.unwrap_or_else(no_length))
 }

@@ -1,30 +1,34 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 use backstay_format::config::RepoConfig;
+use backstay_format::index_object::PackTable;
 use backstay_format::point::RecoveryPoint;
 use backstay_format::session::Owner;
-use backstay_format::{PackId, PointId};
+use backstay_format::{ChunkId, IndexId, PackId, PointId};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 
 use crate::entropy::Entropy;
-use crate::error::{ErrorKind, Result};
-use crate::index::{ChunkIndex, IndexChoice, MemoryIndex, PackInfo, RocksIndex};
-use crate::key::{Folder, ObjectKey};
+use crate::error::{Error, ErrorKind, Result};
+use crate::gc::MemorySummaries;
+use crate::index::{ChunkIndex, IndexChoice, MemoryIndex, RocksIndex};
 use crate::keys::Keys;
 use crate::owner;
-use crate::pack::read_footer;
 use crate::read::{ChunkCache, ImageReader, NodeCache};
 use crate::storage::Storage;
 
+use super::adopt::{Adopter, Excluded};
+use super::damage::NotedDamage;
+use super::exchange::Pending;
+use super::rounds::Search;
+use super::source::Source;
 use super::{Hold, OpenOptions};
 
 /// Ranges waiting to be fetched ahead; beyond it readers fetch for themselves.
 const PREFETCH_QUEUE: usize = 64;
-/// Threads that read footers of unknown packs: each waits for storage most of the time.
-const FOOTER_THREADS: usize = 4;
 
 /// Records of recovery points kept: a mount lists them every few seconds. About 1 KiB each.
 const POINTS_MAX: usize = 16 * 1024;
@@ -35,15 +39,18 @@ pub(crate) struct Inner {
     me: Weak<Inner>,
     storage: Arc<dyn Storage>,
     config: RepoConfig,
-    keys: Keys,
+    keys: Arc<Keys>,
     entropy: Arc<dyn Entropy>,
     index_choice: IndexChoice,
+    /// What collections remember where the index is in memory.
+    summaries: Arc<MemorySummaries>,
     index: Mutex<Option<Arc<dyn ChunkIndex>>>,
-    /// One synchronisation at a time.
-    synchronising: Mutex<()>,
+    adopter: Arc<Adopter>,
+    pending: Pending,
     nodes: NodeCache,
     chunks: ChunkCache,
     points: Cache<PointId, Arc<RecoveryPoint>>,
+    damage: NotedDamage,
     prefetch: Mutex<Option<Sender<PrefetchJob>>>,
     fetch_threads: usize,
     background: bool,
@@ -68,6 +75,8 @@ impl Inner {
         entropy: Arc<dyn Entropy>,
         options: &OpenOptions,
     ) -> Arc<Self> {
+        let keys = Arc::new(keys);
+        let source = Source { storage: storage.clone(), keys: keys.clone(), repo_id: config.id };
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             chunks: ChunkCache::new(options.cache_bytes, config.chunk_size.bytes()),
@@ -76,10 +85,13 @@ impl Inner {
             keys,
             entropy,
             index_choice,
+            summaries: Arc::default(),
             index: Mutex::new(None),
-            synchronising: Mutex::new(()),
+            adopter: Arc::new(Adopter::new(source, options.background)),
+            pending: Pending::default(),
             nodes: NodeCache::new(),
             points: Cache::new(POINTS_MAX),
+            damage: NotedDamage::default(),
             prefetch: Mutex::new(None),
             fetch_threads: if options.background { options.fetch_threads } else { 0 },
             background: options.background,
@@ -123,6 +135,18 @@ impl Inner {
         &self.owner
     }
 
+    /// Where collections keep what they remember; nothing where the index is in memory.
+    pub(crate) fn marks_dir(&self) -> Option<PathBuf> {
+        match &self.index_choice {
+            IndexChoice::Directory(dir) => Some(dir.join("marks")),
+            IndexChoice::Memory => None,
+        }
+    }
+
+    pub(crate) fn summaries(&self) -> &Arc<MemorySummaries> {
+        &self.summaries
+    }
+
     pub(crate) fn nodes(&self) -> &NodeCache {
         &self.nodes
     }
@@ -135,17 +159,40 @@ impl Inner {
         &self.points
     }
 
-    /// The index, opened and brought up to date when it is first needed: listing points and
-    /// changing keys do without.
+    /// Remembers a copy of a chunk that a read found damaged.
+    pub(crate) fn note_damage(&self, pack: PackId, id: ChunkId, reason: String) {
+        self.damage.note(pack, id, reason);
+    }
+
+    /// The copies that reads found damaged: pack, chunk and reason, by pack, at most 10,000.
+    pub(crate) fn noted_damage(&self) -> Vec<(PackId, ChunkId, String)> {
+        self.damage.list()
+    }
+
+    /// The index, opened when it is first needed: listing points and changing keys do without. It
+    /// may not know all packs yet; see [`Inner::synchronise`] and [`Inner::look_again`].
     pub(crate) fn index(&self) -> Result<Arc<dyn ChunkIndex>> {
         let mut slot = self.index.lock();
         if let Some(index) = &*slot {
             return Ok(index.clone());
         }
         let index = self.open_index()?;
-        self.adopt_packs(&*index)?;
         *slot = Some(index.clone());
         Ok(index)
+    }
+
+    /// An index in memory in the place of one whose directory is full or may not be written any
+    /// more: that must hinder no reader. Other errors stay errors.
+    fn without_directory(&self, e: Error) -> Result<()> {
+        let full = matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::Denied);
+        if !full || matches!(self.index_choice, IndexChoice::Memory) {
+            return Err(e);
+        }
+        tracing::warn!(error = %e, "the index directory cannot be used; reading all pack footers into memory");
+        let index: Arc<dyn ChunkIndex> = Arc::new(MemoryIndex::default());
+        self.adopter.complete(&*index)?;
+        *self.index.lock() = Some(index);
+        Ok(())
     }
 
     fn open_index(&self) -> Result<Arc<dyn ChunkIndex>> {
@@ -162,75 +209,69 @@ impl Inner {
         }
     }
 
-    /// Brings the index in line with the packs there are.
+    /// Brings the index in line with the packs there are: when this returns, it knows all that
+    /// were there at the call, and none that was gone.
     pub(crate) fn synchronise(&self) -> Result<()> {
         let index = self.index()?;
-        let _one = self.synchronising.lock();
-        index.catch_up()?;
-        self.adopt_packs(&*index)
+        match self.adopter.complete(&*index) {
+            Err(e) => self.without_directory(e),
+            Ok(()) => Ok(()),
+        }
     }
 
-    /// Forgets packs that are gone and reads the footers of those it does not know, and no chunk.
-    fn adopt_packs(&self, index: &dyn ChunkIndex) -> Result<()> {
-        // In this order: a pack that is known was durable before it was known (rule O5), so one
-        // that the listing lacks has vanished, whatever others do meanwhile.
-        let known: BTreeSet<PackId> = index.packs().into_iter().map(|(id, _)| id).collect();
-        let stored: BTreeSet<PackId> = self
-            .storage
-            .list(Folder::Packs)?
-            .into_iter()
-            .filter_map(|k| if let ObjectKey::Pack(id) = k { Some(id) } else { None })
-            .collect();
-        let gone: Vec<PackId> = known.difference(&stored).copied().collect();
-        if !gone.is_empty() {
-            tracing::warn!(packs = gone.len(), "packs have vanished from the repository");
-            index.drop_packs(&gone)?;
-        }
-        let new: Vec<PackId> = stored.difference(&known).copied().collect();
-        if new.is_empty() {
-            return Ok(());
-        }
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        let work = || -> Result<()> {
-            loop {
-                let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                let Some(&pack) = new.get(i) else { return Ok(()) };
-                self.adopt(index, pack)?;
-            }
-        };
-        if !self.background {
-            work()?;
-            return index.publish();
-        }
-        std::thread::scope(|s| {
-            let threads: Vec<_> =
-                (0..FOOTER_THREADS.min(new.len())).map(|_| s.spawn(work)).collect();
-            threads.into_iter().try_for_each(|t| match t.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
-        })?;
-        index.publish()
+    /// Begins to look for chunks, before the first lookup; see [`Inner::look_again`].
+    pub(crate) fn search(&self) -> Search {
+        self.adopter.search()
     }
 
-    fn adopt(&self, index: &dyn ChunkIndex, pack: PackId) -> Result<()> {
-        match read_footer(&*self.storage, self.config.id, &self.keys, pack) {
-            Ok(f) => {
-                let info = PackInfo::new(&f.header, f.entries.len(), f.len);
-                index.add_pack(pack, info, &f.entries)
-            }
-            // Its chunks count as absent, so the next backup stores them again; a check names it.
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::Unsupported
-                ) =>
-            {
-                tracing::warn!(%pack, error = %e, "a pack cannot be used");
-                Ok(())
-            }
-            Err(e) => Err(e),
+    /// Waits until looking again may find what the index did not know: as packs are adopted, in the
+    /// background where there may be threads. `false`: all packs are known, and no more is to come.
+    pub(crate) fn look_again(&self, search: &mut Search) -> Result<bool> {
+        match self.adopter.look_again(search, self.index()?) {
+            Err(e) => self.without_directory(e).map(|()| true),
+            more => more,
         }
+    }
+
+    pub(super) fn pending_tables(&self) -> &Pending {
+        &self.pending
+    }
+
+    /// Gives `each` the tables of an index object, one by one. `NotFound` if there is none,
+    /// `Damaged` if it cannot be used.
+    pub(crate) fn each_table(
+        &self,
+        id: IndexId,
+        each: &mut dyn FnMut(PackTable) -> Result<()>,
+    ) -> Result<()> {
+        self.adopter.each_table(id, each)
+    }
+
+    /// Gives `each` the tables of packs from their footers, from several threads. Packs that cannot
+    /// be used are left out.
+    pub(crate) fn each_footer(
+        &self,
+        packs: &[PackId],
+        each: &(dyn Fn(PackTable) -> Result<()> + Sync),
+    ) -> Result<()> {
+        self.adopter.each_footer(packs, each)
+    }
+
+    /// Adds a pack to the index, less what is excluded.
+    pub(crate) fn adopt_table(&self, table: PackTable) -> Result<()> {
+        self.adopter.adopt(&*self.index()?, table)
+    }
+
+    /// Whether a chunk is known to be bad in a pack.
+    pub(crate) fn excludes(&self, pack: PackId, id: &ChunkId) -> bool {
+        self.adopter.excludes(pack, id)
+    }
+
+    /// From now on, packs are adopted without what is excluded here: chunks known to be bad count
+    /// as absent. What was adopted before stays; see [`ChunkIndex::drop_copies`].
+    #[cfg_attr(not(test), expect(dead_code, reason = "the records of damage will set it"))]
+    pub(crate) fn exclude(&self, excluded: HashMap<PackId, Excluded>) {
+        self.adopter.exclude(excluded);
     }
 
     /// Queues a range to be fetched into the cache. `false`: the queue is full.
@@ -249,6 +290,12 @@ impl Inner {
             sender
         });
         sender.try_send(PrefetchJob { reader, offset, len }).is_ok()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.adopter.close();
     }
 }
 

@@ -1,8 +1,17 @@
 //! The repository as a whole: making, opening, listing.
 
+mod adopt;
+mod consolidate;
+mod damage;
+mod exchange;
+mod gate;
+#[cfg(test)]
+mod index_tests;
 mod inner;
 mod removal;
+mod rounds;
 mod slots;
+mod source;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +21,7 @@ use backstay_format::limits::POINT_PAYLOAD_MAX;
 use backstay_format::limits::SMALL_PAYLOAD_MAX;
 use backstay_format::point::{DiskRecord, RecoveryPoint};
 use backstay_format::session::{Fence, Owner};
-use backstay_format::{ChunkSize, PointId, RepoId, magic};
+use backstay_format::{ChunkId, ChunkSize, PackId, PointId, RepoId, SlotId, magic};
 use jiff::Timestamp;
 
 use crate::check::{self, CheckOptions, CheckReport, PackCheckReport};
@@ -24,20 +33,25 @@ use crate::index::IndexChoice;
 use crate::key::{Folder, ObjectKey};
 use crate::keys::Keys;
 use crate::location::Location;
+use crate::planted::{Fault, planted};
 use crate::progress::Progress;
 use crate::read::ImageReader;
 use crate::record;
-use crate::secret::Unlock;
+use crate::secret::{RecoveryKey, Unlock};
 use crate::session::{self, SessionInfo, WriteSession};
 use crate::storage::{LocalStorage, Storage};
 
+pub(crate) use consolidate::consolidate;
 pub(crate) use inner::Inner;
 pub use removal::{Cause, Hold, Keeper, PinInfo, RemovalReport};
 pub(crate) use removal::{check_present, pins, removals};
-pub use slots::KeySlotInfo;
+pub use slots::{KeyRotation, KeySlotInfo};
 
 /// Bytes a small object has besides its payload.
 const ENVELOPE_OVERHEAD: u64 = 64;
+
+/// The label of the slot of a recovery key.
+const RECOVERY_LABEL: &str = "recovery key";
 
 /// What is chosen when a repository is made.
 #[derive(Clone, Debug)]
@@ -60,8 +74,8 @@ pub struct OpenOptions {
     pub cache_bytes: u64,
     /// Threads that fetch ahead of readers.
     pub fetch_threads: usize,
-    /// Whether the repository may work in threads of its own: fetch ahead, write packs, give signs
-    /// of life. Without, every call does all of its work itself: for tests that hold the order.
+    /// Whether the repository may work in threads of its own: fetch ahead, write packs, learn of
+    /// packs while reads go on, give signs of life. Without, every call does all of its work itself: for tests that hold the order.
     pub background: bool,
     /// Who stands behind the sessions; this process when nothing is given.
     pub owner: Option<Owner>,
@@ -118,11 +132,21 @@ impl Repository {
         options: &InitOptions,
         first_key: &Unlock,
     ) -> Result<RepoConfig> {
+        Self::init_with_recovery(location, options, first_key, None)
+    }
+
+    /// [`Repository::init`] with a recovery key beside the first key, from the first moment on.
+    pub fn init_with_recovery(
+        location: &Location,
+        options: &InitOptions,
+        first_key: &Unlock,
+        recovery: Option<&RecoveryKey>,
+    ) -> Result<RepoConfig> {
         if options.encryption == Encryption::Aes256Gcm {
             check_key_given(first_key)?;
         }
         let storage = LocalStorage::create_real(location.path())?;
-        Self::init_on(&storage, options, first_key, &SystemEntropy)
+        Self::init_on_with_recovery(&storage, options, first_key, recovery, &SystemEntropy)
     }
 
     /// [`Repository::init`] on any storage.
@@ -132,6 +156,17 @@ impl Repository {
         first_key: &Unlock,
         entropy: &dyn Entropy,
     ) -> Result<RepoConfig> {
+        Self::init_on_with_recovery(storage, options, first_key, None, entropy)
+    }
+
+    /// [`Repository::init_with_recovery`] on any storage.
+    pub fn init_on_with_recovery(
+        storage: &dyn Storage,
+        options: &InitOptions,
+        first_key: &Unlock,
+        recovery: Option<&RecoveryKey>,
+        entropy: &dyn Entropy,
+    ) -> Result<RepoConfig> {
         let id = RepoId::from_bytes(array(entropy));
         let master = match options.encryption {
             Encryption::Aes256Gcm => Keys::generate(entropy),
@@ -139,10 +174,14 @@ impl Repository {
         };
         let keys = Keys::new(master, options.encryption);
         if options.encryption == Encryption::Aes256Gcm {
-            let slot = keys.wrap(id, first_key, "first key", options.time, entropy)?;
-            let bytes =
-                slot.encode(id).map_err(|e| Error::format("cannot write the key slot", e))?;
-            storage.put(ObjectKey::Slot(slot.id), &[&bytes])?;
+            let recovery = recovery.map(|key| Unlock::RecoveryKey(key.clone()));
+            let recovery = recovery.as_ref().map(|key| (key, RECOVERY_LABEL));
+            for (key, label) in [(first_key, "first key")].into_iter().chain(recovery) {
+                let slot = keys.wrap(id, key, label, options.time, entropy)?;
+                let bytes =
+                    slot.encode(id).map_err(|e| Error::format("cannot write the key slot", e))?;
+                storage.put(ObjectKey::Slot(slot.id), &[&bytes])?;
+            }
         }
         let mut config = RepoConfig {
             id,
@@ -198,6 +237,11 @@ impl Repository {
         load_config(&LocalStorage::open_real(location.path())?)
     }
 
+    #[cfg(feature = "testkit")]
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     /// What was chosen when the repository was made.
     pub fn config(&self) -> &RepoConfig {
         self.inner.config()
@@ -229,7 +273,7 @@ impl Repository {
         let removed = removals(&self.inner)?;
         for key in keys {
             let ObjectKey::Point(id) = key else { continue };
-            if removed.contains(&id) {
+            if removed.contains(&id) && !planted(Fault::RemovalsNotAsked) {
                 continue;
             }
             match read(id) {
@@ -275,6 +319,7 @@ impl Repository {
     /// [`Repository::begin`], with what others read of what it is for.
     pub fn begin_for(&self, base: Option<&RecoveryPoint>, purpose: &str) -> Result<WriteSession> {
         self.inner.storage().tidy()?;
+        self.inner.storage().refill_reserve();
         WriteSession::begin(self.inner.clone(), base, purpose)
     }
 
@@ -312,6 +357,12 @@ impl Repository {
         let storage = LocalStorage::open_real(location.path())?;
         let config = load_config(&storage)?;
         check::check_packs(&storage, config.id, progress)
+    }
+
+    /// The copies of chunks that reads through this repository found damaged: pack, chunk and
+    /// reason, by pack, at most 10,000. Where another copy served, the read went well all the same.
+    pub fn noted_damage(&self) -> Vec<(PackId, ChunkId, String)> {
+        self.inner.noted_damage()
     }
 
     /// Takes back the space of what no recovery point needs. Runs beside everything else; goes on
@@ -356,15 +407,52 @@ impl Repository {
         slots::list(&storage, &config)
     }
 
+    /// The key slots, oldest first. Those that are damaged are left out.
+    pub fn keys(&self) -> Result<Vec<KeySlotInfo>> {
+        slots::list(self.inner.storage(), self.inner.config())
+    }
+
     /// Adds a key. Durable when this returns.
     pub fn add_key(&self, new: &Unlock, label: &str, time: Timestamp) -> Result<KeySlotInfo> {
         check_key_given(new)?;
-        slots::add(&self.inner, new, label, time)
+        slots::add(&self.inner, new, label, None, time)
     }
 
-    /// Removes the key slot `id`, written whole. The last one is never removed.
+    /// Adds a recovery key that is to take the place of the slot `old`, which stays until
+    /// [`Repository::remove_key`]: the caller shows the new key first. Durable when this returns.
+    pub fn add_recovery_key(
+        &self,
+        new: &RecoveryKey,
+        old: Option<SlotId>,
+        time: Timestamp,
+    ) -> Result<KeySlotInfo> {
+        slots::add(&self.inner, &Unlock::RecoveryKey(new.clone()), RECOVERY_LABEL, old, time)
+    }
+
+    /// Removes the key slot `id`, written whole. The last one is never removed (`Invalid`), also
+    /// when several are removed at once.
     pub fn remove_key(&self, id: &str) -> Result<()> {
         slots::remove(&self.inner, id)
+    }
+
+    /// The key slot with the id `which` or, if there is none, the only one with that label.
+    /// `NotFound` if there is none, `Invalid` if several have the label.
+    pub fn find_key(&self, which: &str) -> Result<KeySlotInfo> {
+        slots::find(self.inner.storage(), self.inner.config(), which)
+    }
+
+    /// Puts `new` in the place of the key slot `which` (see [`Repository::find_key`]), with the old
+    /// label unless another is given. The new key is durable before the old one is removed; killed
+    /// in between, both open, and [`KeySlotInfo::replaces`] of the new one names the old.
+    pub fn rotate_key(
+        &self,
+        which: &str,
+        new: &Unlock,
+        label: Option<&str>,
+        time: Timestamp,
+    ) -> Result<KeyRotation> {
+        check_key_given(new)?;
+        slots::rotate(&self.inner, which, new, label, time)
     }
 }
 
@@ -417,7 +505,7 @@ fn index_name(location: &Location) -> String {
     let path = std::fs::canonicalize(location.path());
     let path = path.unwrap_or_else(|_| location.path().to_path_buf());
     let hash = blake3::hash(path.as_os_str().as_bytes()).to_hex();
-    format!("index-2-{}", &hash[..16])
+    format!("index-3-{}", &hash[..16])
 }
 
 fn load_config(storage: &dyn Storage) -> Result<RepoConfig> {

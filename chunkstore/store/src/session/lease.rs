@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use backstay_format::PointId;
 use backstay_format::gc::Generation;
-use backstay_format::session::{Session, SessionKind};
+use backstay_format::session::{Fence, Session, SessionKind};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::PackSet;
 use crate::key::ObjectKey;
+use crate::planted::{Fault, planted};
 use crate::record;
 use crate::repository::Inner;
 
@@ -80,7 +81,7 @@ impl Lease {
             let key = ObjectKey::Session(record.id, beat);
             record::put(repo, key, &record)
                 .map_err(|e| e.context("the session cannot be registered"))?;
-            let again = newest(repo);
+            let again = if planted(Fault::RegisteredOnce) { Ok(known) } else { newest(repo) };
             let avoid = again.and_then(|n| Ok((n, condemned(repo, n))));
             match avoid {
                 Ok((n, Ok(set))) if n.generation == known.generation => {
@@ -95,7 +96,12 @@ impl Lease {
                 }
             }
             // Whoever finds it in between finds an epoch that is too old, which is safe.
-            repo.storage().delete(key)?;
+            match repo.storage().delete(key) {
+                Err(e) if e.kind() == ErrorKind::NotFound => {
+                    return Err(fenced(&record, &why_taken(repo, record.id)));
+                }
+                other => other?,
+            }
         }
         Err(Error::new(ErrorKind::Busy, "one collection follows the other; try again later"))
     }
@@ -138,7 +144,7 @@ impl Lease {
         match self.repo.storage().size(self.key(self.registered)) {
             Ok(_) => Ok(()),
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                state.lost = Some("somebody took it for dead".into());
+                state.lost = Some(why_taken(&self.repo, self.record.id));
                 let _ = self.delete(new);
                 self.check(&state)
             }
@@ -181,23 +187,37 @@ impl Lease {
         match self.repo.storage().size(ObjectKey::GcEnd(next)) {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
             Err(e) => Err(e),
+            Ok(_) if planted(Fault::OvertakenIgnored) => Ok(()),
             Ok(_) => Err(self.fenced("a collection ended without waiting for it")),
         }
     }
 
     /// What a writer hears that was taken for dead.
     pub(crate) fn fenced(&self, why: &str) -> Error {
-        let (id, purpose) = (self.record.id.short(), &self.record.purpose);
-        let text = format!(
-            "session {id} ({purpose}) may not commit any more: {why}; nothing of others is lost, \
-             run it again"
-        );
-        Error::new(ErrorKind::Fenced, text)
+        fenced(&self.record, why)
     }
 }
 
-impl Drop for Lease {
-    fn drop(&mut self) {
+/// Why a session's registration is gone, in the words of its fence where that can be read.
+fn why_taken(repo: &Inner, id: PointId) -> String {
+    match record::get::<Fence>(repo, ObjectKey::Point(id)) {
+        Ok(fence) => format!("{} ({})", fence.reason, fence.by),
+        Err(_) => "somebody took it for dead".into(),
+    }
+}
+
+fn fenced(session: &Session, why: &str) -> Error {
+    let (id, purpose) = (session.id.short(), &session.purpose);
+    let text = format!(
+        "session {id} ({purpose}) may not commit any more: {why}; nothing of others is lost, \
+         run it again"
+    );
+    Error::new(ErrorKind::Fenced, text)
+}
+
+impl Lease {
+    /// Takes the session away.
+    pub(crate) fn end(&self) {
         *self.stop.lock() = None;
         let state = self.state.lock();
         if state.keep || state.lost.is_some() {
@@ -209,5 +229,11 @@ impl Drop for Lease {
         if let Err(error) = gone.and_then(|()| self.delete(self.registered)) {
             tracing::warn!(%error, "a session could not be taken away; a collection will do it");
         }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.end();
     }
 }

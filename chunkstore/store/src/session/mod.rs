@@ -22,11 +22,12 @@ use jiff::Timestamp;
 use crate::entropy::array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::ObjectKey;
+use crate::planted::{Fault, planted};
 use crate::read::ImageReader;
 use crate::record;
 use crate::repository::{Inner, check_present};
 
-pub(crate) use generations::{condemned, newest};
+pub(crate) use generations::{Newest, condemned, newest};
 pub use image_writer::{ChunkStats, ImageWriter, WriteScratch};
 pub(crate) use lease::{Lease, Request as LeaseRequest};
 pub use open::SessionInfo;
@@ -82,16 +83,23 @@ impl WriteSession {
         let request = LeaseRequest {
             id: PointId::from_bytes(array(repo.entropy())),
             kind: SessionKind::Writer,
-            holds: base.iter().map(|p| p.id).collect(),
+            holds: base.iter().map(|p| p.id).filter(|_| !planted(Fault::BaseNotHeld)).collect(),
             purpose: purpose.to_owned(),
         };
         // O9: registered before anything is looked up: no collection may take what is found then.
+        if planted(Fault::PacksListedTooEarly) {
+            repo.synchronise()?;
+        }
         let (lease, condemned) = Lease::register(&repo, request)?;
-        repo.synchronise()?;
+        if !planted(Fault::PacksListedTooEarly) {
+            repo.synchronise()?;
+        }
         // The base is trusted only if every chunk of it is known to be in a present pack, and if
         // it is not removed: asked after the registration, which holds it from then on.
         let index = repo.index()?;
-        let held = base.map(|p| p.id).filter(|id| check_present(&repo, *id).is_ok());
+        let present =
+            |id: &PointId| planted(Fault::RemovedBaseUsed) || check_present(&repo, *id).is_ok();
+        let held = base.map(|p| p.id).filter(present);
         let trusted = |p: &&RecoveryPoint| held == Some(p.id) && index.is_complete(p.id);
         let base = base.filter(trusted).cloned();
         let packer = Packer::start(repo.clone(), lease.id(), condemned)?;
@@ -130,7 +138,8 @@ impl WriteSession {
     /// Makes everything durable, then writes the recovery point. When this returns `Ok` the point
     /// survives a power cut (FORMAT.md, rules O2 and O3); on an error there is no point.
     pub fn commit(self, new: NewPoint, disks: Vec<DiskRecord>) -> Result<RecoveryPoint> {
-        let stored_bytes = self.packer.barrier()?;
+        let early = planted(Fault::PointBeforePacks);
+        let stored_bytes = if early { 0 } else { self.packer.barrier()? };
         let stored = self.packer.stats();
         let point = RecoveryPoint {
             id: self.lease.id(),
@@ -158,22 +167,33 @@ impl WriteSession {
         if bytes.len() > backstay_format::limits::POINT_PAYLOAD_MAX as usize {
             return Err(Error::new(ErrorKind::Invalid, "the recovery point's record is too long"));
         }
+        self.repo.index_exchange().flush();
         self.lease.check_ours()?;
         if let Some(hold) = &self.base_hold {
             hold.check_ours()?;
         }
         self.lease.check_not_overtaken()?;
         // O2: the packs are durable by now, so the point may become visible.
+        if planted(Fault::SessionEndsFirst) {
+            self.lease.end();
+        }
         self.put_point(key, &bytes)?;
+        if early {
+            self.packer.barrier()?;
+        }
         let index = self.repo.index()?;
         index.set_complete(point.id)?;
         index.publish()?;
         Ok(point)
     }
 
-    /// The compare-and-swap of the commit (rule O10): the point takes its place unless a fence is there.
+    /// The compare-and-swap of the commit (rule O10): the point takes its place unless a fence is
+    /// there.
     fn put_point(&self, key: ObjectKey, bytes: &[u8]) -> Result<()> {
         let Err(e) = self.repo.storage().put(key, &[bytes]) else { return Ok(()) };
+        if planted(Fault::FenceIgnored) && e.kind() == ErrorKind::Exists {
+            return Ok(());
+        }
         if e.kind() != ErrorKind::Exists {
             // Whether it is there is not known; the registration stays, so that nothing is taken.
             self.lease.abandon();

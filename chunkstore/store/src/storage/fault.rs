@@ -85,6 +85,14 @@ impl Storage for FaultStorage {
         self.call("put", || self.inner.put(key, parts))
     }
 
+    fn put_vital(&self, key: ObjectKey, parts: &[&[u8]]) -> Result<()> {
+        self.call("put_vital", || self.inner.put_vital(key, parts))
+    }
+
+    fn refill_reserve(&self) {
+        self.inner.refill_reserve();
+    }
+
     fn get(&self, key: ObjectKey, max: u64) -> Result<Vec<u8>> {
         self.call("get", || self.inner.get(key, max))
     }
@@ -103,6 +111,10 @@ impl Storage for FaultStorage {
 
     fn delete(&self, key: ObjectKey) -> Result<()> {
         self.call("delete", || self.inner.delete(key))
+    }
+
+    fn claim(&self, what: &str) -> Result<Box<dyn Send>> {
+        self.call("claim", || self.inner.claim(what))
     }
 
     fn tidy(&self) -> Result<()> {

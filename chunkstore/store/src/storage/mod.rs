@@ -3,6 +3,7 @@
 mod fault;
 mod local;
 mod memory;
+mod reserve;
 
 use std::fmt::Debug;
 
@@ -22,6 +23,17 @@ pub trait Storage: Send + Sync + Debug {
     /// overwritten (FORMAT.md, rule O4). After any other error the object may or may not exist.
     fn put(&self, key: ObjectKey, parts: &[&[u8]]) -> Result<()>;
 
+    /// The same for an object that a full storage must still take, so that space can be won back:
+    /// records of removals and collections, and packs written by collecting and repairing. May use
+    /// a reserve that packs of backups leave alone.
+    fn put_vital(&self, key: ObjectKey, parts: &[&[u8]]) -> Result<()> {
+        self.put(key, parts)
+    }
+
+    /// Makes the reserve again if there is room for it. Called when a backup begins and when a
+    /// collection has ended; that it cannot be made is nobody's failure.
+    fn refill_reserve(&self) {}
+
     /// The whole object, if it is at most `max` bytes long; longer is `Damaged`.
     fn get(&self, key: ObjectKey, max: u64) -> Result<Vec<u8>>;
 
@@ -36,6 +48,14 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Removes an object. `NotFound` if there is none.
     fn delete(&self, key: ObjectKey) -> Result<()>;
+
+    /// Claims `what` (a word) for one at a time, among all threads and processes that use this
+    /// storage, until the claim is dropped or its process dies. `Busy` if another does not let go
+    /// within some seconds. A storage that has no such thing gives everybody a claim.
+    fn claim(&self, what: &str) -> Result<Box<dyn Send>> {
+        let _ = what;
+        Ok(Box::new(()))
+    }
 
     /// Removes what writers that no longer live have left unfinished.
     fn tidy(&self) -> Result<()> {

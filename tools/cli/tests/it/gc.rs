@@ -34,23 +34,16 @@ fn check(place: &Place) {
 fn frozen_backup(place: &Place) -> Running {
     for seed in 100..110 {
         let image = place.image("web01.raw", &noise(seed, 128 * MIB));
-        let args = ["backup", &image, "-m", "web01", "--workers", "1", "--cache-dir", "other"];
-        let mut running = place.start(&args);
-        let registered = || {
-            let mut names = std::fs::read_dir(place.path("repo/sessions")).expect("the sessions");
-            names.next().is_some()
-        };
-        while !registered() && running.is_running() {
-            std::thread::yield_now();
-        }
-        if running.is_running() {
-            running.signal(Signal::STOP);
-            if sessions(place).len() == 1 {
-                return running;
-            }
-            running.signal(Signal::CONT);
+        let args = ["backup", &image, "-m", "web01", "--cache-dir", "other"];
+        let more = ["--workers", "1", "--progress", "json"];
+        let mut running = place.start(&[&args[..], &more].concat());
+        running.wait_for_stderr("\"phase\":\"read\"");
+        running.signal(Signal::STOP);
+        if sessions(place).len() == 1 {
+            return running;
         }
         // It was done before it was stopped.
+        running.signal(Signal::CONT);
         running.end().code(0);
     }
     panic!("every backup was over before it could be stopped");

@@ -1,9 +1,10 @@
 //! A throwaway directory with a repository in it, and ways to run the binary.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -115,7 +116,7 @@ impl Place {
     /// Starts the binary with pipes for stdout and stderr.
     pub(crate) fn start(&self, args: &[&str]) -> Running {
         let child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        Running { child: Some(child.expect("the binary starts")) }
+        Running { child: Some(child.expect("the binary starts")), stderr: None }
     }
 
     /// Writes an image file.
@@ -164,6 +165,8 @@ impl Place {
 /// A started binary; killed when the test fails before it has ended.
 pub(crate) struct Running {
     child: Option<Child>,
+    /// Collects stderr, once somebody waited for something in it.
+    stderr: Option<JoinHandle<String>>,
 }
 
 impl Running {
@@ -184,26 +187,29 @@ impl Running {
         line
     }
 
-    /// Reads stderr until a line holds `text`.
+    /// Reads stderr until a line holds `text`. What is said before and after is in the end.
     #[track_caller]
     pub(crate) fn wait_for_stderr(&mut self, text: &str) {
         let stderr = self.child().stderr.take().expect("a pipe");
         let mut reader = BufReader::new(stderr);
-        let mut line = String::new();
-        while !line.contains(text) {
-            line.clear();
-            assert!(reader.read_line(&mut line).expect("a line") > 0, "it ended without {text}");
+        let mut said = String::new();
+        loop {
+            let before = said.len();
+            let read = reader.read_line(&mut said).expect("a line");
+            assert!(read > 0, "it ended without {text}: {said}");
+            if said[before..].contains(text) {
+                break;
+            }
         }
         // Read on, so that the process never waits for us.
-        std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+        self.stderr = Some(std::thread::spawn(move || {
+            let _ = reader.read_to_string(&mut said);
+            said
+        }));
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("still there").id()
-    }
-
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.child().try_wait().expect("its state").is_none()
     }
 
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
@@ -217,7 +223,11 @@ impl Running {
 
     pub(crate) fn end(mut self) -> Ran {
         let child = self.child.take().expect("still there");
-        Ran::of(child.wait_with_output().expect("its end"))
+        let mut ran = Ran::of(child.wait_with_output().expect("its end"));
+        if let Some(said) = self.stderr.take() {
+            ran.stderr = said.join().expect("stderr was read");
+        }
+        ran
     }
 }
 

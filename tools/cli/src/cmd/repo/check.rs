@@ -48,6 +48,7 @@ struct Document {
 struct Finding {
     kind: &'static str,
     pack: Option<String>,
+    index: Option<String>,
     machine: Option<String>,
     point: Option<String>,
     disk: Option<String>,
@@ -104,6 +105,7 @@ impl From<Damage> for Finding {
         let mut finding = Self {
             kind: "pack",
             pack: None,
+            index: None,
             machine: None,
             point: None,
             disk: None,
@@ -113,6 +115,10 @@ impl From<Damage> for Finding {
         };
         match damage.kind {
             DamageKind::Pack(pack) => finding.pack = Some(pack.to_string()),
+            DamageKind::Index(index) => {
+                finding.kind = "index";
+                finding.index = Some(index.to_string());
+            }
             DamageKind::Point(point) => {
                 finding.kind = "point";
                 finding.point = Some(point.to_string());
@@ -141,7 +147,10 @@ impl Finding {
                 format!("{}@{}:{}", clean(machine), short(&self.point), clean(disk))
             }
             (_, _, Some(pack)) => format!("pack {pack}"),
-            _ => format!("@{}", self.point.as_deref().unwrap_or_default()),
+            _ => match &self.index {
+                Some(index) => format!("index object {index}"),
+                None => format!("@{}", self.point.as_deref().unwrap_or_default()),
+            },
         }
     }
 }

@@ -77,7 +77,7 @@ impl Exit {
             Self::Done => "done, all good",
             Self::Failed => "failed, for a reason not listed here",
             Self::Usage => "wrong usage or configuration",
-            Self::Partial => "finished, but some items could not be read",
+            Self::Partial => "finished, but some items could not be read, or stay for now",
             Self::Differs => "diff --exit-code: differences exist",
             Self::NoRepository => "there is no repository",
             Self::WrongKey => "wrong key or passphrase",
@@ -86,7 +86,7 @@ impl Exit {
             Self::NotFound => "name not found, or ambiguous",
             Self::InUse => "already exists, or in use",
             Self::Refused => "refused: no space, a missing tool, or a newer format",
-            Self::NeedsConfirmation => "needs confirmation, and there is no terminal",
+            Self::NeedsConfirmation => "needs a confirmation that was not given",
             Self::Interrupted => "interrupted (Ctrl-C)",
             Self::Terminated => "terminated",
         }

@@ -100,6 +100,7 @@ fn run_child(args: &Args) -> Result<f64> {
     let dir = tempfile::tempdir_in(&args.dir)?;
     let mut child = Command::new(std::env::current_exe()?)
         .args(["--child", "--chunks", &args.chunks.to_string()])
+        .args(["--limit-mib", &args.limit_mib.to_string()])
         .args(["--delay-ms", &args.delay.as_millis().to_string(), "--dir"])
         .arg(dir.path())
         .stdin(Stdio::piped())
@@ -148,8 +149,10 @@ fn measure(args: &Args) -> Result<()> {
     repo.refresh()?;
     let complete = start.elapsed();
     let stats = repo.stats()?;
+    ensure!(stats.chunks >= args.chunks, "only {} chunks are known", stats.chunks);
     let built = peak_mib()?;
     let (hits, misses) = (rate(&repo, args.chunks, true)?, rate(&repo, args.chunks, false)?);
+    let looked_up = peak_mib()?;
     let start = Instant::now();
     let mut chunks = args.chunks;
     for _ in 0..3 {
@@ -164,7 +167,7 @@ fn measure(args: &Args) -> Result<()> {
     let reopened = start.elapsed();
     println!(
         "{{\"chunks\":{},\"packs\":{},\"limit_mib\":{},\"peak_mib\":{:.1},\"peak_before_mib\":{base:.1},\
-         \"peak_built_mib\":{built:.1},\"disk_bytes_per_chunk\":{:.1},\"first_read_s\":{:.2},\
+         \"peak_built_mib\":{built:.1},\"peak_looked_up_mib\":{looked_up:.1},\"disk_bytes_per_chunk\":{:.1},\"first_read_s\":{:.2},\
          \"complete_s\":{:.1},\"built_chunks_s\":{:.0},\"hits_s\":{hits:.0},\"misses_s\":{misses:.0},\
          \"add_220160_s\":{grown:.2},\"reopen_s\":{:.3}}}",
         stats.chunks,

@@ -40,9 +40,9 @@ use publish::Marks;
 use rows::complete_key;
 use view::View;
 
-/// Copies the delta may hold before it is published: about 20 MiB of memory, and as much again
+/// Copies the delta may hold before it is published: about 10 MiB of memory, and as much again
 /// while the one before is being published.
-const DELTA_ROWS_MAX: usize = 256 * 1024;
+const DELTA_ROWS_MAX: usize = 128 * 1024;
 
 pub(crate) struct RocksIndex {
     database: Database,

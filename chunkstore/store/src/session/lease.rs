@@ -92,7 +92,7 @@ impl Lease {
                 return Err(e.context("the session cannot be registered"));
             }
             let again = if planted(Fault::RegisteredOnce) { Ok(known) } else { newest(repo) };
-            let avoid = again.and_then(|n| Ok((n, condemned(repo, n))));
+            let avoid = again.map(|n| (n, condemned(repo, n)));
             match avoid {
                 Ok((n, Ok(set))) if n.generation == known.generation => {
                     return Ok((Self::start(repo, record, beat), set));

@@ -104,7 +104,7 @@ fn pbs_5982_kopia_2227_no_clock_decides_what_is_garbage() {
 /// stale, since its laptop slept or its process was stopped; prune ran; the sleeper woke and
 /// finished its backup on chunks that were gone. W3: who was taken for dead cannot commit.
 #[test]
-fn restic_3182_rustic_144_the_sleeper_wakes_and_may_not_commit() {
+pub(crate) fn restic_3182_rustic_144_the_sleeper_wakes_and_may_not_commit() {
     let nodes = Nodes::new();
     let (node, bytes) = (nodes.node(), noise(1, 12));
     let first = back_up(&node, &bytes);
@@ -325,7 +325,7 @@ fn restic_4779_an_interrupted_backup_is_not_sent_again() {
 /// Duplicati 4129, 5023 and 4967: compacting changed the remote side and its own database, and was
 /// interrupted in between. A collector that dies at any call leaves nothing that only it knows.
 #[test]
-fn duplicati_5023_a_collection_that_dies_anywhere() {
+pub(crate) fn duplicati_5023_a_collection_that_dies_anywhere() {
     for at in 0.. {
         let nodes = Nodes::new();
         let a = noise(1, 12);
@@ -340,6 +340,8 @@ fn duplicati_5023_a_collection_that_dies_anywhere() {
         storage.die_before(|_| true);
         let options = CollectOptions { waste_percent: 0, ..CollectOptions::default() };
         let finished = collector.collect(&options, &NoProgress).is_ok();
+        let listed = nodes.node().points().unwrap().points;
+        assert!(listed.iter().all(|p| p.id == second.id), "what was removed shows again");
         nodes.assert_whole(&second, &b);
         // Nobody knows whether a session of the dead lives, but that it gives no sign of life.
         for session in nodes.node().sessions().unwrap() {

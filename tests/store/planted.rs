@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use backstay_store::testkit::{Fault, plant};
 use parking_lot::Mutex;
 
-use crate::{conformance, damage, gc, orders, peers, power, sim, support};
+use crate::{conformance, damage, faults, gc, orders, peers, power, sim, support};
 
 const FAULT: &str = "BACKSTAY_TEST_FAULT";
 
@@ -82,6 +82,23 @@ fn who_notices(fault: Fault) -> Vec<Notices> {
             ("packs after registering", orders::packs_are_listed_after_the_registration)
         }
         Fault::RemovedBaseUsed => ("a removed base", orders::a_removed_base_is_not_used),
+        // What the simulator notices by itself, and for rare ones a test that is sure to.
+        Fault::PinsIgnored | Fault::HeldPointsBuried => {
+            let test = gc::a_point_removed_while_it_is_read_stays_until_the_reader_is_done;
+            return vec![Notices::Sim, Notices::Test("a pinned point", test)];
+        }
+        Fault::RemovalDeletedFirst => {
+            let test = peers::duplicati_5023_a_collection_that_dies_anywhere;
+            return vec![Notices::Sim, Notices::Test("duplicati 5023", test)];
+        }
+        Fault::OldSessionsForgotten => {
+            let test = peers::restic_3182_rustic_144_the_sleeper_wakes_and_may_not_commit;
+            return vec![Notices::Sim, Notices::Test("restic 3182", test)];
+        }
+        Fault::FailedPackIgnored => {
+            let test = faults::every_call_of_a_backup_fails_in_turn;
+            return vec![Notices::Sim, Notices::Test("faults", test)];
+        }
         _ => return vec![Notices::Sim],
     };
     vec![Notices::Test(test.0, test.1)]
@@ -156,7 +173,8 @@ fn what_must_be_borne_is() {
 
 #[test]
 fn every_planted_fault_is_noticed() {
-    let seed = support::seed();
+    // The same runs each time: whether a mistake is met must not depend on luck.
+    let seed = 1;
     let only = std::env::var("BACKSTAY_FAULTS").unwrap_or_default();
     let wanted = |f: &&Fault| only.is_empty() || only.contains(&format!("{f:?}"));
     let faults: Vec<Fault> = Fault::MISTAKES.iter().filter(wanted).copied().collect();

@@ -402,11 +402,13 @@ impl SmallDisk {
     }
 
     fn storage(&self) -> LocalStorage {
-        LocalStorage::open_real(self.location.path()).unwrap()
+        LocalStorage::open_real(self.location.directory().unwrap()).unwrap()
     }
 
     fn reserve(&self) -> Option<u64> {
-        std::fs::metadata(self.location.path().join("reserve")).ok().map(|meta| meta.len())
+        std::fs::metadata(self.location.directory().unwrap().join("reserve"))
+            .ok()
+            .map(|meta| meta.len())
     }
 
     fn back_up(&self, bytes: &[u8]) -> Result<RecoveryPoint, Error> {

@@ -36,7 +36,8 @@ pub(crate) struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// The repository: a directory, or file:///DIRECTORY
+    /// The repository: a directory, file:///DIRECTORY, or s3://BUCKET/PREFIX?endpoint=URL (keys as
+    /// AWS's tools take them: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)
     #[arg(
         long,
         global = true,
@@ -127,7 +128,10 @@ pub(crate) enum Command {
     Show(cmd::show::Args),
     Restore(cmd::restore::Args),
     Mount(cmd::mount::Args),
+    Point(cmd::point::Args),
     Retention(cmd::retention::Args),
+    Gc(cmd::gc::Args),
+    Session(cmd::session::Args),
     Diff(cmd::diff::Args),
     Completion(cmd::completion::Args),
     Man(cmd::man::Args),

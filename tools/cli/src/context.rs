@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use crate::cli::Global;
 use crate::exit::{CliError, Exit};
 use crate::output::Output;
+use crate::units::shell_word;
 use crate::{registry, secret};
 
 /// The global options, resolved only as far as a command asks for it.
@@ -180,7 +181,8 @@ fn at_opening(error: backstay_store::Error, location: &Location) -> CliError {
     match kind {
         ErrorKind::NotFound => {
             made.exit = Exit::NoRepository;
-            made.hint(format!("backstay repo init --repo {location}      makes one there"))
+            let word = shell_word(&location.to_string());
+            made.hint(format!("backstay repo init --repo {word}      makes one there"))
                 .hint("backstay repo list                shows those this machine has used")
         }
         ErrorKind::NeedsKey => secret::name_the_options(made),

@@ -359,7 +359,7 @@ fn bury(repo: &Inner, roots: &Roots) -> Result<u64> {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 // Under a retention lock; it stays hidden.
-                Err(e) if e.kind() == ErrorKind::Denied => break,
+                Err(e) if matches!(e.kind(), ErrorKind::Locked | ErrorKind::Denied) => break,
                 Err(e) => return Err(e),
             }
         }

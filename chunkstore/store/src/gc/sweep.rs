@@ -230,7 +230,7 @@ fn delete(
             Ok(()) => report.freed.add(len),
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             // A retention lock: a later collection tries again.
-            Err(e) if e.kind() == ErrorKind::Denied => {
+            Err(e) if matches!(e.kind(), ErrorKind::Locked | ErrorKind::Denied) => {
                 report.locked.add(len);
                 locked.push(pack);
                 continue;
@@ -239,7 +239,12 @@ fn delete(
         }
         deleted.push(pack);
         match repo.storage().delete(ObjectKey::Parity(pack)) {
-            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Denied) => {
+            Err(e)
+                if !matches!(
+                    e.kind(),
+                    ErrorKind::NotFound | ErrorKind::Locked | ErrorKind::Denied
+                ) =>
+            {
                 return Err(e);
             }
             _ => {}
@@ -260,7 +265,12 @@ fn forget_old(repo: &Inner, generation: Generation) -> Result<()> {
             continue;
         }
         match repo.storage().delete(key) {
-            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Denied) => {
+            Err(e)
+                if !matches!(
+                    e.kind(),
+                    ErrorKind::NotFound | ErrorKind::Locked | ErrorKind::Denied
+                ) =>
+            {
                 return Err(e);
             }
             _ => {}

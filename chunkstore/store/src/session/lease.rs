@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use backstay_format::PointId;
 use backstay_format::gc::Generation;
-use backstay_format::session::{Session, SessionKind};
+use backstay_format::session::{Fence, Session, SessionKind};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 
@@ -108,7 +108,7 @@ impl Lease {
             // Whoever finds it in between finds an epoch that is too old, which is safe.
             match repo.storage().delete(key) {
                 Err(e) if e.kind() == ErrorKind::NotFound => {
-                    return Err(fenced(&record, "somebody took it for dead while it registered"));
+                    return Err(fenced(&record, &why_taken(repo, record.id)));
                 }
                 other => other?,
             }
@@ -189,7 +189,7 @@ impl Lease {
         match self.repo.storage().size(self.key(self.registered)) {
             Ok(_) => Ok(()),
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                state.lost = Some("somebody took it for dead".into());
+                state.lost = Some(why_taken(&self.repo, self.record.id));
                 for beat in state.beats() {
                     let _ = self.delete(beat);
                 }
@@ -242,6 +242,14 @@ impl Lease {
     /// What a writer hears that was taken for dead.
     pub(crate) fn fenced(&self, why: &str) -> Error {
         fenced(&self.record, why)
+    }
+}
+
+/// Why a session's registration is gone, in the words of its fence where that can be read.
+fn why_taken(repo: &Inner, id: PointId) -> String {
+    match record::get::<Fence>(repo, ObjectKey::Point(id)) {
+        Ok(fence) => format!("{} ({})", fence.reason, fence.by),
+        Err(_) => "somebody took it for dead".into(),
     }
 }
 

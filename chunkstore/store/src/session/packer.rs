@@ -17,10 +17,9 @@ use crate::planted::{Fault, planted};
 use crate::repository::Inner;
 use crate::seal::{Decoder, Encoder, seal};
 
-/// Threads that store finished packs: one can write while another waits for its sync.
-const WRITERS: usize = 2;
-/// Finished packs waiting for a writer. With one being filled and one at each writer, a session
-/// holds at most four packs of 32 MiB in memory.
+/// Finished packs waiting for a writer. There are as many writers as suit the storage: with two,
+/// one can write while another waits for its sync, and with the pack being filled a session holds
+/// at most four packs of 32 MiB in memory.
 const QUEUE: usize = 1;
 
 /// Fills packs and hands them to writer threads.
@@ -120,7 +119,8 @@ impl Packer {
         vital: bool,
     ) -> Result<Arc<Self>> {
         let (sender, receiver) = bounded(QUEUE);
-        let writers = if repo.background() { WRITERS } else { 0 };
+        let distant = repo.storage().advice().writes.max(1);
+        let writers = if repo.background() { distant } else { 0 };
         let packer = Arc::new(Self {
             repo,
             session,

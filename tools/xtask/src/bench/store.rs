@@ -36,7 +36,7 @@ pub(super) struct Args {
     /// memory file system such as /dev/shm measures the programs and not the disk [default: the
     /// system's temporary directory]
     #[arg(long)]
-    dir: Option<PathBuf>,
+    pub(super) dir: Option<PathBuf>,
 }
 
 /// The chore.

@@ -28,7 +28,7 @@ fn local_directory() {
 }
 
 #[test]
-fn local_on_the_simulated_file_system() {
+pub(crate) fn local_on_the_simulated_file_system() {
     let fs = Arc::new(SimFs::new());
     suite(&LocalStorage::create(Path::new("/repo"), fs, "t").unwrap());
 }

@@ -214,7 +214,7 @@ fn what_is_held_or_pinned_stays() {
 }
 
 #[test]
-fn a_point_removed_while_it_is_read_stays_until_the_reader_is_done() {
+pub(crate) fn a_point_removed_while_it_is_read_stays_until_the_reader_is_done() {
     let world = World::new();
     let repo = world.node();
     let a = noise(1, 40);
@@ -233,7 +233,7 @@ fn a_point_removed_while_it_is_read_stays_until_the_reader_is_done() {
 }
 
 #[test]
-fn nothing_is_collected_while_a_point_cannot_be_read() {
+pub(crate) fn nothing_is_collected_while_a_point_cannot_be_read() {
     let world = World::new();
     let repo = world.node();
     let (a, b) = (noise(1, 40), noise(2, 40));

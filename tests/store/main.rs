@@ -21,6 +21,7 @@ mod keys;
 mod model;
 mod nodes;
 mod orders;
+mod peers;
 mod planted;
 mod power;
 mod processes;

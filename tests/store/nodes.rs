@@ -77,8 +77,13 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     pub(crate) fn new() -> Self {
+        Self::of(1)
+    }
+
+    /// A repository with keys of its own, made from `seed`.
+    pub(crate) fn of(seed: u64) -> Self {
         let storage: Arc<MemoryStorage> = Arc::default();
-        init(&*storage, &SeededEntropy::new(1)).unwrap();
+        init(&*storage, &SeededEntropy::new(seed)).unwrap();
         Self { storage, entropy: TestEntropy::new(2) }
     }
 

@@ -7,6 +7,9 @@
 pub enum Fault {
     /// A collection does not wait for writers that registered before its plan (G2).
     NoWaitForWriters,
+    /// What must stay is listed once, at the beginning, and nobody is waited for: the collector
+    /// of Proxmox Backup Server before PSA-2025-00019-1 (G2).
+    ProxmoxCollector,
     /// What must stay is read before the older writers are over, not after it (G2).
     RootsBeforeWriters,
     /// What the plan condemned is deleted without marking again (G2).
@@ -100,6 +103,7 @@ impl Fault {
     /// The mistakes, each of which some test must notice.
     pub const MISTAKES: &[Fault] = &[
         Fault::NoWaitForWriters,
+        Fault::ProxmoxCollector,
         Fault::RootsBeforeWriters,
         Fault::NoSecondMark,
         Fault::PointsBeforeSessions,

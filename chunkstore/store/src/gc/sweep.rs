@@ -41,7 +41,8 @@ pub(super) fn sweep(
     let verdict = match record::get::<Verdict>(repo, ObjectKey::GcVerdict(generation)) {
         Ok(verdict) => verdict,
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            let early = planted(Fault::RootsBeforeWriters).then(|| roots::gather(repo));
+            let early = planted(Fault::RootsBeforeWriters) || planted(Fault::ProxmoxCollector);
+            let early = early.then(|| roots::gather(repo));
             report.waiting_for = older_writers(repo, &plan, options, report)?;
             if !report.waiting_for.is_empty() {
                 report.later = amount(&plan.condemned, &packs);
@@ -90,7 +91,7 @@ fn older_writers(
     report: &mut CollectReport,
 ) -> Result<Vec<SessionInfo>> {
     let mut waiting = Vec::new();
-    if planted(Fault::NoWaitForWriters) {
+    if planted(Fault::NoWaitForWriters) || planted(Fault::ProxmoxCollector) {
         return Ok(waiting);
     }
     for s in session::open_sessions(repo)? {

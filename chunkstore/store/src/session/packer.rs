@@ -175,18 +175,19 @@ impl Packer {
             state.check()?;
             // Two threads that meet the same new chunk: one stores it.
             chunks.retain(|c| state.unindexed.insert(c.id));
-            if planted(Fault::StoresTwice) || planted(Fault::TwinsCountAsNone) {
-                chunks.extend(chunks.clone());
-            }
         }
-        if chunks.is_empty() {
+        let fresh = chunks.len();
+        if fresh == 0 {
             return Ok(0);
+        }
+        if planted(Fault::StoresTwice) || planted(Fault::TwinsCountAsNone) {
+            chunks.extend(chunks.clone());
         }
         let stored = self.store_new(kind, chunks, codec);
         if let Err(e) = &stored {
             self.fail(e);
         }
-        stored.map(|()| chunks.len())
+        stored.map(|()| fresh)
     }
 
     fn store_new(&self, kind: PackKind, chunks: &[Candidate<'_>], codec: &mut Codec) -> Result<()> {

@@ -206,6 +206,9 @@ fn what_is_held_or_pinned_stays() {
     assert!(matches!(&report.kept[..], [(_, Keeper::Pin(p))] if *p == pin));
     repo.unpin(pin.id).unwrap();
     assert_eq!(repo.remove_points(&[point.id], &cause()).unwrap().removed, [point.id]);
+    // Two may remove it at once; neither is wrong.
+    assert_eq!(reader.remove_points(&[point.id], &cause()).unwrap().removed, [point.id]);
+    assert_eq!(repo.removed_points().unwrap(), [point.id]);
     assert_eq!(reader.hold(&[point.id], "mount").unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(repo.pin(point.id, &cause()).unwrap_err().kind(), ErrorKind::NotFound);
     assert!(collect(&repo).freed.packs > 0);

@@ -235,7 +235,12 @@ impl Lease {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
             Err(e) => Err(e),
             Ok(_) if planted(Fault::OvertakenIgnored) => Ok(()),
-            Ok(_) => Err(self.fenced("a collection ended without waiting for it")),
+            Ok(_) => {
+                let words = fence_words(&self.repo, self.record.id);
+                let why =
+                    words.unwrap_or_else(|| "a collection ended without waiting for it".into());
+                Err(self.fenced(&why))
+            }
         }
     }
 
@@ -245,12 +250,15 @@ impl Lease {
     }
 }
 
-/// Why a session's registration is gone, in the words of its fence where that can be read.
+/// Why a session's registration is gone.
 fn why_taken(repo: &Inner, id: PointId) -> String {
-    match record::get::<Fence>(repo, ObjectKey::Point(id)) {
-        Ok(fence) => format!("{} ({})", fence.reason, fence.by),
-        Err(_) => "somebody took it for dead".into(),
-    }
+    fence_words(repo, id).unwrap_or_else(|| "somebody took it for dead".into())
+}
+
+/// What a session's fence says, if there is one that can be read.
+fn fence_words(repo: &Inner, id: PointId) -> Option<String> {
+    let fence = record::get::<Fence>(repo, ObjectKey::Point(id)).ok()?;
+    Some(format!("{} ({})", fence.reason, fence.by))
 }
 
 fn fenced(session: &Session, why: &str) -> Error {

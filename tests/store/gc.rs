@@ -67,7 +67,7 @@ fn a_removed_point_is_gone_and_its_space_comes_back() {
     let report = repo.remove_points(&[first.id], &cause()).unwrap();
     assert_eq!(report.removed, [first.id]);
     assert_eq!(repo.point(first.id).unwrap_err().kind(), ErrorKind::NotFound);
-    assert_eq!(world.node().points().unwrap().points, [second.clone()]);
+    assert_eq!(world.node().points().unwrap().points, std::slice::from_ref(&second));
     let report = collect(&repo);
     assert!(report.freed.packs >= 2 && report.later.packs == 0, "{report:?}");
     assert!(world.packs() < packs);
@@ -173,7 +173,7 @@ fn a_fenced_writer_fails_loudly_and_loses_nothing_of_others() {
     assert_eq!(e.kind(), ErrorKind::Fenced, "{e}");
     assert_eq!(repo.point(id).unwrap_err().kind(), ErrorKind::NotFound);
     collect(&repo);
-    assert_eq!(repo.points().unwrap().points, [kept.clone()]);
+    assert_eq!(repo.points().unwrap().points, std::slice::from_ref(&kept));
     assert_whole(&world.node(), &kept, &a);
     assert_clean(&world.node());
     assert!(world.storage.list(Folder::Sessions).unwrap().is_empty());

@@ -155,7 +155,7 @@ impl Lease {
         self.check_registered(&mut state)
     }
 
-    /// Holds `point` from here on, under this session's own name, so that whoever gives the session
+    /// Holds `point` from here on, under the session's own name, so that whoever gives the session
     /// up gives up both. Whether the point is removed is for the caller to ask next.
     pub(crate) fn hold_also(&self, point: PointId) -> Result<()> {
         let mut state = self.state.lock();
@@ -227,7 +227,7 @@ impl Lease {
         self.state.lock().keep = true;
     }
 
-    /// Whether a collection ended although this session, which is older, was open: then it did not
+    /// Whether a collection ended although the session, which is older, was open: then it did not
     /// see the session, and may have deleted what the session refers to.
     pub(crate) fn check_not_overtaken(&self) -> Result<()> {
         let next = self.record.epoch.next();

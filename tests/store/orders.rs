@@ -93,6 +93,36 @@ pub(crate) fn a_base_stays_while_a_writer_builds_upon_it() {
     c.nodes.assert_whole(&point, &c.bytes);
 }
 
+/// H1: who holds a point too late, when its packs are gone and only its record is left, has not
+/// asked yet, or was told so. That is no damage, and stops no collection.
+#[test]
+pub(crate) fn a_hold_that_comes_too_late_stops_no_collection() {
+    let c = condemned();
+    assert!(remove(&c.nodes.node(), c.point.id));
+    let (collector, storage) = c.nodes.interrupted();
+    let made = made();
+    let (slot, late, point) = (made.clone(), c.nodes.node(), c.point.clone());
+    storage.before(puts_end, move || {
+        let mut session = late.begin(None).unwrap();
+        let error = session.trust_base(&point, &NoProgress).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+        *slot.lock() = Some(session);
+    });
+    let report = collect(&collector);
+    storage.assert_done();
+    assert!(report.freed.packs > 0, "{report:?}");
+    assert_eq!(report.missing_chunks, 0, "{report:?}");
+    // Twice, for what the open session made wait.
+    let bytes = noise(2, 12);
+    let second = back_up(&collector, &bytes);
+    assert!(remove(&collector, second.id));
+    let report = collect(&collector);
+    assert!(report.later.packs > 0 && report.missing_chunks == 0, "{report:?}");
+    drop(made.lock().take());
+    assert!(collect(&collector).freed.packs > 0);
+    assert_eq!(c.nodes.storage.list(Folder::Points).unwrap(), []);
+}
+
 /// W1: a writer that registers while a plan is being written looks again, and heeds the plan.
 #[test]
 pub(crate) fn a_writer_that_registers_beside_a_plan_heeds_it() {

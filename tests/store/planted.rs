@@ -56,6 +56,9 @@ fn who_notices(fault: Fault) -> Vec<Notices> {
         Fault::DamagedNodeSkipped => {
             ("a damaged node", orders::nothing_is_collected_while_a_tree_cannot_be_read)
         }
+        Fault::LateHoldTakenForDamage => {
+            ("a late hold", orders::a_hold_that_comes_too_late_stops_no_collection)
+        }
         Fault::TwinsCountAsNone => ("rustic 392", peers::rustic_392_a_chunk_twice_in_a_pack),
         Fault::ZerosForMissing => ("lost packs", damage::lost_cut_zeroed_and_swapped_packs),
         Fault::IdNotCompared => ("misdirected blocks", peers::misdirected_blocks_are_no_data),

@@ -64,6 +64,8 @@ pub enum Fault {
     FootersNotCompared,
     /// A point that cannot be read is left out, and the collection goes on.
     DamagedPointSkipped,
+    /// A hold that came too late, on a point whose packs are gone, stops all collections.
+    LateHoldTakenForDamage,
     /// A tree node that cannot be read is left out, and the collection goes on.
     DamagedNodeSkipped,
     /// A chunk that stands twice in a pack counts as not being there.
@@ -132,6 +134,7 @@ impl Fault {
         Fault::FootersNotCompared,
         Fault::DamagedPointSkipped,
         Fault::DamagedNodeSkipped,
+        Fault::LateHoldTakenForDamage,
         Fault::TwinsCountAsNone,
         Fault::DecodeNotChecked,
         Fault::ZerosForMissing,

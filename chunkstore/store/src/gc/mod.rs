@@ -222,12 +222,12 @@ fn make_plan(
     // Once more: of the points just listed some were not there yet when the packs were listed.
     repo.synchronise()?;
     let known = summaries(repo)?;
-    let marks = mark(repo, &roots.points, &PackSet::new(), &*known, progress)
+    let marks = mark(repo, &roots, &PackSet::new(), &*known, progress)
         .map_err(|e| overtaken_or(repo, newest, e))?;
     if !marks.missing().is_empty() && session::newest(repo)? != newest {
         return Err(overtaken());
     }
-    report.points = roots.points.len() as u64;
+    report.points = (roots.points.len() + roots.held.len()) as u64;
     report.references += marks.references();
     report.missing_chunks = marks.missing().len() as u64;
     let mut decision = decide::decide(&candidates, &marks, &roots, options);

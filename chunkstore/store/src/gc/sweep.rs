@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use backstay_format::PackId;
 use backstay_format::gc::{End, Generation, Plan, Verdict};
+use backstay_format::pack::PackKind;
 use backstay_format::session::SessionKind;
 
 use crate::error::{ErrorKind, Result};
@@ -151,9 +152,12 @@ fn doomed(
     // After the points: each was committed when its packs were there.
     repo.synchronise()?;
     let known = summaries(repo)?;
-    let marks = mark(repo, &roots.points, &condemned, &*known, progress)?;
+    let marks = mark(repo, &roots, &condemned, &*known, progress)?;
     report.references += marks.references();
     let mut doomed = Vec::new();
+    if !marks.gone().is_empty() && !truly_gone(repo, &marks)? {
+        return Ok(doomed);
+    }
     let mut relied_on = HashSet::new();
     for &pack in &plan.condemned {
         if marks.pack(pack).is_none() && agrees(repo, pack, &marks, &mut relied_on)? {
@@ -161,6 +165,26 @@ fn doomed(
         }
     }
     Ok(doomed)
+}
+
+/// Whether the nodes that the index has in no pack are in none by what the packs say themselves: what
+/// hangs below such a node was not marked. Only packs of nodes can have them, and those are few.
+fn truly_gone(repo: &Inner, marks: &Marks) -> Result<bool> {
+    for (pack, _) in repo.index()?.packs().into_iter().filter(|(_, i)| i.kind == PackKind::Tree) {
+        let footer = match read_footer(repo.storage(), repo.config().id, repo.keys(), pack) {
+            Ok(footer) => footer,
+            Err(e) if e.kind() == ErrorKind::NotFound => continue,
+            Err(error) => {
+                tracing::warn!(%pack, %error, "a pack cannot be read, so all packs stay");
+                return Ok(false);
+            }
+        };
+        if let Some(e) = footer.entries.iter().find(|e| marks.gone().contains(&e.id)) {
+            tracing::warn!(%pack, node = %e.id, "the index lacks a node, so all packs stay");
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether a pack may go by what it says itself: every entry stands in the index where the pack has

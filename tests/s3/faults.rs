@@ -165,9 +165,15 @@ fn stays(fault: &Fault, kind: ErrorKind) {
     let Some(rig) = rig(Kind::Moto, Bucket::Plain) else { return };
     for at in 0.. {
         let scene = Scene::new(&rig, at);
-        match scene.back_up_with(at, fault, true, &image(7000 + at, LEN)) {
+        let disk = image(7000 + at, LEN);
+        match scene.back_up_with(at, fault, true, &disk) {
             (true, Err(e)) => assert_eq!(e.kind(), kind, "{fault:?} from request {at} on: {e}"),
-            (true, Ok(point)) => panic!("{fault:?} from request {at} on: {} was made", point.id),
+            // Only the session could not be taken away, after the point was safe.
+            (true, Ok(point)) => {
+                scene.no_faults();
+                let kept = read(&scene.repository(), &point).unwrap();
+                assert!(kept == disk, "{fault:?} from request {at} on");
+            }
             (false, outcome) => {
                 outcome.unwrap();
                 break;

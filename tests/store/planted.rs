@@ -82,26 +82,27 @@ fn who_notices(fault: Fault) -> Vec<Notices> {
             ("packs after registering", orders::packs_are_listed_after_the_registration)
         }
         Fault::RemovedBaseUsed => ("a removed base", orders::a_removed_base_is_not_used),
-        // What the simulator notices by itself, and for rare ones a test that is sure to.
-        Fault::PinsIgnored | Fault::HeldPointsBuried => {
-            let test = gc::a_point_removed_while_it_is_read_stays_until_the_reader_is_done;
-            return vec![Notices::Sim, Notices::Test("a pinned point", test)];
-        }
-        Fault::RemovalDeletedFirst => {
-            let test = peers::duplicati_5023_a_collection_that_dies_anywhere;
-            return vec![Notices::Sim, Notices::Test("duplicati 5023", test)];
-        }
-        Fault::OldSessionsForgotten => {
-            let test = peers::restic_3182_rustic_144_the_sleeper_wakes_and_may_not_commit;
-            return vec![Notices::Sim, Notices::Test("restic 3182", test)];
-        }
-        Fault::FailedPackIgnored => {
-            let test = faults::every_call_of_a_backup_fails_in_turn;
-            return vec![Notices::Sim, Notices::Test("faults", test)];
-        }
-        _ => return vec![Notices::Sim],
+        other => return simulator_or(other),
     };
     vec![Notices::Test(test.0, test.1)]
+}
+
+/// What the simulator notices by itself, and for rare ones a test that is sure to.
+fn simulator_or(fault: Fault) -> Vec<Notices> {
+    let test: (&'static str, fn()) = match fault {
+        Fault::PinsIgnored | Fault::HeldPointsBuried => {
+            ("a pinned point", gc::a_point_removed_while_it_is_read_stays_until_the_reader_is_done)
+        }
+        Fault::RemovalDeletedFirst => {
+            ("duplicati 5023", peers::duplicati_5023_a_collection_that_dies_anywhere)
+        }
+        Fault::OldSessionsForgotten => {
+            ("restic 3182", peers::restic_3182_rustic_144_the_sleeper_wakes_and_may_not_commit)
+        }
+        Fault::FailedPackIgnored => ("faults", faults::every_call_of_a_backup_fails_in_turn),
+        _ => return vec![Notices::Sim],
+    };
+    vec![Notices::Sim, Notices::Test(test.0, test.1)]
 }
 
 /// How the mistake shows, if it does.

@@ -29,7 +29,7 @@ pub enum ErrorKind {
     Busy,
     /// Reading or writing failed.
     Io,
-    /// Somebody took this session for dead, and it may not commit any more.
+    /// Somebody took the session for dead, and it may not commit any more.
     Fenced,
     /// The session failed earlier and takes nothing more.
     Aborted,

@@ -150,6 +150,7 @@ pub(crate) trait ChunkIndex: Send + Sync + Debug {
     fn collected(&self, packs: &[PackId]) -> Result<()>;
 
     /// Forgets single copies that are known to be bad. No point counts as complete any more.
+    #[allow(dead_code, reason = "the records of damage will use it")]
     fn drop_copies(&self, pack: PackId, ids: &[ChunkId]) -> Result<()>;
 
     /// Notes that every chunk of a point was in a present pack when it was committed.

@@ -30,6 +30,7 @@ const LISTINGS_MAX: usize = 3;
 
 /// What an index must not say of a pack.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "the records of damage will set it"))]
 pub(crate) enum Excluded {
     /// None of its chunks.
     Whole,

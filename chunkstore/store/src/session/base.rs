@@ -18,7 +18,7 @@ use super::WriteSession;
 const SEEN_MAX: usize = 1 << 20;
 
 impl WriteSession {
-    /// The point this session builds upon: recognises unchanged chunks by, and keeps chunks of.
+    /// The point the session builds upon: recognises unchanged chunks by, and keeps chunks of.
     pub fn base(&self) -> Option<&RecoveryPoint> {
         self.base.as_ref()
     }

@@ -92,7 +92,7 @@ impl Lease {
                 return Err(e.context("the session cannot be registered"));
             }
             let again = if planted(Fault::RegisteredOnce) { Ok(known) } else { newest(repo) };
-            let avoid = again.and_then(|n| Ok((n, condemned(repo, n))));
+            let avoid = again.map(|n| (n, condemned(repo, n)));
             match avoid {
                 Ok((n, Ok(set))) if n.generation == known.generation => {
                     return Ok((Self::start(repo, record, beat), set));
@@ -155,7 +155,7 @@ impl Lease {
         self.check_registered(&mut state)
     }
 
-    /// Holds `point` from here on, under this session's own name, so that whoever gives the session
+    /// Holds `point` from here on, under the session's own name, so that whoever gives the session
     /// up gives up both. Whether the point is removed is for the caller to ask next.
     pub(crate) fn hold_also(&self, point: PointId) -> Result<()> {
         let mut state = self.state.lock();
@@ -227,7 +227,7 @@ impl Lease {
         self.state.lock().keep = true;
     }
 
-    /// Whether a collection ended although this session, which is older, was open: then it did not
+    /// Whether a collection ended although the session, which is older, was open: then it did not
     /// see the session, and may have deleted what the session refers to.
     pub(crate) fn check_not_overtaken(&self) -> Result<()> {
         let next = self.record.epoch.next();
@@ -235,7 +235,12 @@ impl Lease {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
             Err(e) => Err(e),
             Ok(_) if planted(Fault::OvertakenIgnored) => Ok(()),
-            Ok(_) => Err(self.fenced("a collection ended without waiting for it")),
+            Ok(_) => {
+                let words = fence_words(&self.repo, self.record.id);
+                let why =
+                    words.unwrap_or_else(|| "a collection ended without waiting for it".into());
+                Err(self.fenced(&why))
+            }
         }
     }
 
@@ -245,12 +250,15 @@ impl Lease {
     }
 }
 
-/// Why a session's registration is gone, in the words of its fence where that can be read.
+/// Why a session's registration is gone.
 fn why_taken(repo: &Inner, id: PointId) -> String {
-    match record::get::<Fence>(repo, ObjectKey::Point(id)) {
-        Ok(fence) => format!("{} ({})", fence.reason, fence.by),
-        Err(_) => "somebody took it for dead".into(),
-    }
+    fence_words(repo, id).unwrap_or_else(|| "somebody took it for dead".into())
+}
+
+/// What a session's fence says, if there is one that can be read.
+fn fence_words(repo: &Inner, id: PointId) -> Option<String> {
+    let fence = record::get::<Fence>(repo, ObjectKey::Point(id)).ok()?;
+    Some(format!("{} ({})", fence.reason, fence.by))
 }
 
 fn fenced(session: &Session, why: &str) -> Error {

@@ -42,13 +42,14 @@ pub(crate) struct KeeperView {
 impl Keepers {
     /// Reads them. An error when one cannot be read: what it keeps is not known then.
     pub(crate) fn read(repository: &Repository) -> Result<Self, CliError> {
-        let pins = repository.pins().map_err(|error| {
+        let mut pins = repository.pins().map_err(|error| {
             CliError::from(error).hint("backstay point unpin ID      gives that pin up")
         })?;
+        pins.sort_by_key(|pin| (pin.time, pin.id));
         Ok(Self { pins, sessions: repository.sessions()? })
     }
 
-    /// What keeps `point`, pins first.
+    /// What keeps `point`: pins first, each kind oldest first.
     pub(crate) fn of(&self, point: PointId) -> Vec<KeeperView> {
         let pins = self.pins.iter().filter(|pin| pin.point == point).map(|pin| self.pin(pin));
         let sessions = self.sessions.iter().filter(|session| session.holds.contains(&point));

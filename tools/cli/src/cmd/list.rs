@@ -94,16 +94,17 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
     }
     if !ctx.out.json {
         keepers::tell_unknown(&keepers);
-        for damaged in &document.damaged {
-            note(&format!(
-                "warning: point {} cannot be read: {}",
-                damaged.id,
-                clean(&damaged.message)
-            ));
-        }
-        if !document.damaged.is_empty() {
-            note("find out more:  backstay repo check");
-        }
+        tell_damaged(&document.damaged);
     }
     Ok(Exit::Partial)
+}
+
+fn tell_damaged(damaged: &[DamagedView]) {
+    for point in damaged {
+        let message = clean(&point.message);
+        note(&format!("warning: point {} cannot be read: {message}", point.id));
+    }
+    if !damaged.is_empty() {
+        note("find out more:  backstay repo check");
+    }
 }

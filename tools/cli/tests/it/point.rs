@@ -238,11 +238,12 @@ fn a_mounted_point_stays_while_it_is_read() {
     assert!(listed.contains("in use"), "{listed}");
 
     // Somebody removes it who looked before the mount had registered.
-    std::fs::rename(place.path("repo/sessions"), place.path("aside")).expect("moved");
+    let (sessions, aside) = (place.path("repo/sessions"), place.path("aside"));
+    rustix::fs::rename(&sessions, &aside).expect("moved");
     std::fs::create_dir(place.path("repo/sessions")).expect("made");
     place.run(&remove).code(0);
     std::fs::remove_dir(place.path("repo/sessions")).expect("empty");
-    std::fs::rename(place.path("aside"), place.path("repo/sessions")).expect("moved back");
+    rustix::fs::rename(&aside, &sessions).expect("moved back");
     let shown = place.run(&["repo", "show", "--json"]).code(0).json();
     assert_eq!(shown["contents"]["removed_points"], 1);
     assert_eq!(shown["contents"]["points"], 1);

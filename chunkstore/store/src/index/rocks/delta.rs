@@ -75,6 +75,7 @@ impl Delta {
         self.rows.retain(|key, _| pack_of(key).is_some_and(|n| !gone.contains(&n)));
     }
 
+    #[allow(dead_code, reason = "the records of damage will use it")]
     pub(super) fn drop_copies(&mut self, pack: PackId, ids: &[ChunkId]) {
         let Some(&number) = self.numbers.get(&pack) else { return };
         for id in ids {

@@ -114,6 +114,7 @@ impl RocksIndex {
         Ok(())
     }
 
+    #[allow(dead_code, reason = "the records of damage will use it")]
     pub(super) fn forget_copies(&self, pack: PackId, ids: &[ChunkId]) -> Result<()> {
         // Published first, so that the rows are there to be deleted: another process may be about
         // to publish the same pack whole.
@@ -258,6 +259,7 @@ impl Primary<'_> {
         Ok(())
     }
 
+    #[allow(dead_code, reason = "the records of damage will use it")]
     fn forget_copies(&mut self, pack: PackId, ids: &[ChunkId]) -> Result<()> {
         let mut batch = WriteBatch::default();
         if let Some(number) = self.index.view.read().packs.number_of(&pack) {

@@ -250,7 +250,7 @@ fn a_directory_made_anew_under_a_reader_is_noticed() {
     a.add_pack(pack(1), info(3), &entries(3)).unwrap();
     a.publish().unwrap();
     b.catch_up().unwrap();
-    std::fs::rename(dir.path().join("db"), dir.path().join("old")).unwrap();
+    rustix::fs::rename(dir.path().join("db"), dir.path().join("old")).unwrap();
     a.add_pack(pack(2), info(5), &entries(5)).unwrap();
     a.publish().unwrap();
     assert_eq!(find(&a, 4).map(|l| l.pack), Some(pack(2)));

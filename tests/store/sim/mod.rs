@@ -28,6 +28,7 @@ use ops::Theme;
 use schedule::Rng;
 
 pub(crate) use schedule::Call;
+pub(crate) use truth::nothing_left;
 use truth::Verdict;
 
 /// What one run came to.

@@ -70,8 +70,8 @@ pub(crate) struct Args {
 enum End {
     /// As far as it could be done.
     Here,
-    /// By a signal.
-    Stopped(Exit),
+    /// By a signal, or by a failure after others had come to an end.
+    Cut(CliError),
 }
 
 pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
@@ -92,13 +92,10 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
     if args.dry_run {
         foresee(&repository, &mut total)?;
     }
-    let document = Document::new(&total, args.dry_run);
+    let document = Document::new(&total, args.dry_run, matches!(end, End::Here));
     ctx.out.summary(Stream::Stdout, &document, |to| document.show(to))?;
     match end {
-        End::Stopped(exit) => {
-            Err(CliError::new(exit, "stopped as asked; what is left is for the next collection")
-                .hint("backstay gc      goes on from here"))
-        }
+        End::Cut(error) => Err(error),
         End::Here if total.missing_chunks > 0 => Ok(Exit::Damaged),
         End::Here if document.complete => Ok(Exit::Done),
         End::Here => Ok(Exit::Partial),
@@ -124,11 +121,12 @@ impl Work<'_> {
                 Ok(report) => add(self.total.get_or_insert_default(), report),
                 Err(error) if error.kind() == ErrorKind::Aborted => {
                     let exit = signals.caught().ok_or_else(|| CliError::from(error))?;
-                    return Ok(End::Stopped(exit));
+                    return Ok(End::Cut(stopped(exit)));
                 }
                 Err(error) if error.kind() == ErrorKind::Busy && patience.is_left() => {
                     self.reporter.trouble(&error.to_string());
                 }
+                Err(error) if self.total.is_some() => return Ok(End::Cut(self.failed(error))),
                 Err(error) => return Err(self.failed(error)),
             }
             let waiting = self.total.as_ref().map(|total| &total.waiting_for[..]);
@@ -143,7 +141,7 @@ impl Work<'_> {
                 told = sessions;
             }
             if let Some(exit) = patience.pause(signals) {
-                return Ok(End::Stopped(exit));
+                return Ok(End::Cut(stopped(exit)));
             }
         }
     }
@@ -156,6 +154,11 @@ impl Work<'_> {
         }
         told
     }
+}
+
+fn stopped(exit: Exit) -> CliError {
+    CliError::new(exit, "stopped as asked; what is left is for the next collection")
+        .hint("backstay gc      goes on from here")
 }
 
 /// Adds what one collection did to what those before it did.

@@ -11,7 +11,7 @@ use crate::units;
 #[derive(Debug, Serialize)]
 pub(super) struct Document {
     dry_run: bool,
-    /// Nothing waits for a session.
+    /// It was not cut short, and nothing waits for a session.
     pub(super) complete: bool,
     /// The newest collection this was about; zero when there was nothing to do.
     collection: u64,
@@ -55,10 +55,10 @@ impl AmountView {
 }
 
 impl Document {
-    pub(super) fn new(report: &CollectReport, dry_run: bool) -> Self {
+    pub(super) fn new(report: &CollectReport, dry_run: bool, to_its_end: bool) -> Self {
         Self {
             dry_run,
-            complete: report.waiting_for.is_empty(),
+            complete: to_its_end && report.waiting_for.is_empty(),
             collection: report.generation.0,
             points: report.points,
             looked_at: report.stored.into(),
@@ -105,7 +105,7 @@ impl Document {
             say(format!("missing {count} chunks that recovery points need"));
             say("find out more:  backstay repo check".to_owned());
         }
-        if self.complete {
+        if self.waiting_for.is_empty() {
             return;
         }
         say(format!("later {}, when these have ended:", self.later.told()));

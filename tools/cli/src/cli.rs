@@ -58,6 +58,17 @@ pub(crate) struct Global {
     )]
     pub(crate) cache_dir: Option<PathBuf>,
 
+    /// Most of a bucket's packs that is kept in the cache; 0 keeps nothing [default: 4GiB]
+    #[arg(
+        long,
+        global = true,
+        value_name = "SIZE",
+        env = "BACKSTAY_DISK_CACHE",
+        hide_env_values = true,
+        value_parser = crate::units::parse_size
+    )]
+    pub(crate) disk_cache: Option<u64>,
+
     /// Unlock with the content of this file [env: BACKSTAY_KEY_FILE]
     #[arg(long, global = true, value_name = "FILE", group = "key")]
     pub(crate) key_file: Option<PathBuf>,

@@ -112,7 +112,8 @@ impl Ctx {
     ) -> Result<Repository, CliError> {
         let unlock = self.unlock(location, key)?;
         let cache_dir = self.cache_dir()?;
-        let options = OpenOptions::new(&cache_dir);
+        let mut options = OpenOptions::new(&cache_dir);
+        options.disk_cache_bytes = self.global.disk_cache.unwrap_or(options.disk_cache_bytes);
         let repository = Repository::open(location, &unlock, &options)
             .map_err(|error| at_opening(error, location))?;
         remember(&cache_dir, repository.config(), location);

@@ -217,7 +217,8 @@ impl Repository {
         let blocks = dir.join(format!("packs-1-{place}"));
         let storage = storage::with_disk_cache(storage, blocks, options.disk_cache_bytes);
         let index = IndexChoice::Directory(dir.join(format!("index-3-{place}")));
-        Self::open_on(storage, location.clone(), unlock, options, index, Arc::new(SystemEntropy))
+        let entropy = Arc::new(SystemEntropy);
+        Self::open_with(storage, config, location.clone(), unlock, options, index, entropy)
     }
 
     /// [`Repository::open`] on any storage.
@@ -230,6 +231,18 @@ impl Repository {
         entropy: Arc<dyn Entropy>,
     ) -> Result<Repository> {
         let config = load_config(&*storage)?;
+        Self::open_with(storage, config, location, unlock, options, index, entropy)
+    }
+
+    fn open_with(
+        storage: Arc<dyn Storage>,
+        config: RepoConfig,
+        location: Location,
+        unlock: &Unlock,
+        options: &OpenOptions,
+        index: IndexChoice,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Repository> {
         let keys = slots::open_keys(&*storage, &config, unlock)?;
         if keys.config_mac(&config) != config.mac {
             return Err(Error::new(

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::image;
 use super::measure::{self, Sample};
+use super::store;
 use crate::bootstrap::{self, Purpose};
 use crate::env::House;
 use crate::proc;
@@ -119,7 +120,7 @@ pub(super) fn run(house: &House, args: &Args) -> Result<ExitCode> {
     let work = WorkDir::new(&parent)?;
     let image = work.path().join("image.raw");
     eprintln!("writing the image, {} MiB, seed {}", args.size_mib, args.seed);
-    image::write(&image, args.size_mib, args.seed)?;
+    store::write_image(&image, args.size_mib, args.seed)?;
     let mut figures = Figures::default();
     for round in 1..=args.runs {
         stop.check()?;

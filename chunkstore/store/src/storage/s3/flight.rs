@@ -4,12 +4,14 @@
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// The budget to start with: what a link of 80 MB/s holds at 100 ms.
 const FIRST: u64 = 8 << 20;
-/// The least budget.
+/// The least budget; no request counts for more.
 const LEAST: u64 = 2 << 20;
+/// What is counted in.
+const UNIT: u64 = 1024;
 /// The most: at 100 ms a link of 10 Gbit/s.
 const MOST: u64 = 128 << 20;
 /// A window of measuring is at least so long.
@@ -68,17 +70,19 @@ impl Rule {
     }
 }
 
-/// The bytes in flight, shared by all requests of a storage.
+/// The bytes in flight, shared by all requests of a storage; who comes first goes first.
 #[derive(Debug)]
 pub(super) struct Flight {
     state: Mutex<State>,
-    landed: Notify,
+    /// In units; holds as many as the budget, once `debt` is paid.
+    free: Semaphore,
 }
 
 #[derive(Debug)]
 struct State {
     rule: Rule,
-    aloft: u64,
+    /// Units that the budget lost while they were in flight.
+    debt: u64,
 }
 
 /// Bytes that may be in flight; given back when dropped.
@@ -86,47 +90,72 @@ struct State {
 pub(super) struct Permit<'a> {
     flight: &'a Flight,
     bytes: u64,
+    units: Option<SemaphorePermit<'a>>,
 }
 
 impl Flight {
     pub(super) fn new() -> Self {
-        let state = State { rule: Rule::new(), aloft: 0 };
-        Self { state: Mutex::new(state), landed: Notify::new() }
+        let state = State { rule: Rule::new(), debt: 0 };
+        Self { state: Mutex::new(state), free: Semaphore::new(count(FIRST)) }
     }
 
     /// Waits until `bytes` more may be asked for. One request may always go, however large.
     pub(super) async fn permit(&self, bytes: u64) -> Permit<'_> {
-        loop {
-            let landed = self.landed.notified();
-            {
-                let mut s = self.state.lock();
-                if s.aloft == 0 || s.aloft + bytes <= s.rule.budget {
-                    s.aloft += bytes;
-                    return Permit { flight: self, bytes };
-                }
-                s.rule.wanted_more = true;
+        let units = u32::try_from(bytes.clamp(UNIT, LEAST) / UNIT).unwrap_or(1);
+        let units = match self.free.try_acquire_many(units) {
+            Ok(units) => Some(units),
+            Err(_) => {
+                self.state.lock().rule.wanted_more = true;
+                // It is never closed.
+                self.free.acquire_many(units).await.ok()
             }
-            landed.await;
-        }
+        };
+        Permit { flight: self, bytes, units }
     }
 
     /// A request failed in a way that says there was too much.
     pub(super) fn refused(&self) {
-        self.state.lock().rule.refused(Instant::now());
+        self.change(|rule| rule.refused(Instant::now()));
     }
+
+    fn change(&self, change: impl FnOnce(&mut Rule)) {
+        let mut state = self.state.lock();
+        let before = state.rule.budget;
+        change(&mut state.rule);
+        let after = state.rule.budget;
+        if after < before {
+            let lost = before / UNIT - after / UNIT;
+            let now = self.free.forget_permits(usize::try_from(lost).unwrap_or(usize::MAX));
+            state.debt += lost - now as u64;
+        } else {
+            let more = after / UNIT - before / UNIT;
+            let paid = more.min(state.debt);
+            state.debt -= paid;
+            self.free.add_permits(count((more - paid) * UNIT));
+        }
+    }
+}
+
+fn count(bytes: u64) -> usize {
+    usize::try_from(bytes / UNIT).unwrap_or(usize::MAX)
 }
 
 impl Permit<'_> {
     /// Everything asked for has arrived.
     pub(super) fn arrived(self) {
-        self.flight.state.lock().rule.arrived(self.bytes, Instant::now());
+        self.flight.change(|rule| rule.arrived(self.bytes, Instant::now()));
     }
 }
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.flight.state.lock().aloft -= self.bytes;
-        self.flight.landed.notify_waiters();
+        let Some(mut units) = self.units.take() else { return };
+        let mut state = self.flight.state.lock();
+        let paid = state.debt.min(units.num_permits() as u64);
+        state.debt -= paid;
+        if let Some(gone) = units.split(usize::try_from(paid).unwrap_or(0)) {
+            gone.forget();
+        }
     }
 }
 
@@ -171,6 +200,34 @@ mod tests {
         }
         assert_eq!(rule.budget, LEAST);
         assert!(settle(&mut rule, 500e6, 0.1, 20.0) >= 50_000_000);
+    }
+
+    /// However the budget moves while permits are out, in the end as much is free as it says.
+    #[test]
+    fn units_are_neither_lost_nor_made() {
+        let flight = Flight::new();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut out = Vec::new();
+        for n in 0..4000u64 {
+            match n % 7 {
+                0 => flight.refused(),
+                1 => flight.change(|rule| rule.budget = (rule.budget * 2).min(MOST)),
+                2 | 3 => drop((!out.is_empty()).then(|| out.remove(0))),
+                4 => {
+                    if let Some(permit) = out.pop() {
+                        Permit::arrived(permit);
+                    }
+                }
+                _ => {
+                    if flight.free.available_permits() > count(LEAST) {
+                        out.push(runtime.block_on(flight.permit(n * 5000)));
+                    }
+                }
+            }
+        }
+        out.clear();
+        let budget = flight.state.lock().rule.budget;
+        assert_eq!((flight.free.available_permits(), flight.state.lock().debt), (count(budget), 0));
     }
 
     #[test]

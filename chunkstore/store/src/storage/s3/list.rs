@@ -16,12 +16,16 @@ const AT_ONCE: usize = 16;
 /// Pages of one directory: a hundred million names.
 const PAGES_MAX: usize = 100_000;
 
+/// An object's full name and its size.
+pub(super) type Named = (String, u64);
+
 impl Client {
-    /// The objects of a folder, in no order, some perhaps twice. Foreign names are left out.
+    /// The objects of a folder with their sizes, in no order, some perhaps twice. Foreign names are
+    /// left out.
     pub(super) async fn list(
         self: Arc<Self>,
         folder: Folder,
-    ) -> std::result::Result<Vec<ObjectKey>, Failure> {
+    ) -> std::result::Result<Vec<(ObjectKey, u64)>, Failure> {
         let dirs = folder.directories();
         let base = self.path("").to_string();
         let key_of = |full: &str| {
@@ -29,7 +33,9 @@ impl Client {
             let key = ObjectKey::from_name(folder, name.rsplit('/').next()?)?;
             (key.path() == name).then_some(key)
         };
-        let keys = |names: Vec<String>| names.iter().filter_map(|n| key_of(n)).collect::<Vec<_>>();
+        let keys = |names: Vec<Named>| {
+            names.iter().filter_map(|(n, size)| Some((key_of(n)?, *size))).collect::<Vec<_>>()
+        };
         let top = dirs.first().and_then(|d| d.split('/').next()).unwrap_or_default();
         // One request is enough for a small folder, however many directories it has.
         let (first, more) = self.page(top, None).await?;
@@ -43,7 +49,7 @@ impl Client {
             let client = self.clone();
             async move { client.pages(&dir, None).await }
         });
-        let found: Vec<Vec<String>> = parts.buffer_unordered(AT_ONCE).try_collect().await?;
+        let found: Vec<Vec<Named>> = parts.buffer_unordered(AT_ONCE).try_collect().await?;
         Ok(found.into_iter().flat_map(keys).collect())
     }
 
@@ -52,7 +58,7 @@ impl Client {
         &self,
         dir: &str,
         mut token: Option<String>,
-    ) -> std::result::Result<Vec<String>, Failure> {
+    ) -> std::result::Result<Vec<Named>, Failure> {
         let mut found = Vec::new();
         for _ in 0..PAGES_MAX {
             let (names, next) = self.page(dir, token.clone()).await?;
@@ -71,14 +77,15 @@ impl Client {
         &self,
         dir: &str,
         token: Option<String>,
-    ) -> std::result::Result<(Vec<String>, Option<String>), Failure> {
+    ) -> std::result::Result<(Vec<Named>, Option<String>), Failure> {
         let (prefix, token) = (&format!("{}/", self.path(dir)), &token);
         self.tries(0, |_| async move {
             let page_token = token.clone();
             let options = PaginatedListOptions { page_token, ..Default::default() };
             let page = self.store.list_paginated(Some(prefix), options).await?;
             let PaginatedListResult { result, page_token } = page;
-            Ok((result.objects.into_iter().map(|o| o.location.into()).collect(), page_token))
+            let names = result.objects.into_iter().map(|o| (o.location.into(), o.size));
+            Ok((names.collect(), page_token))
         })
         .await
     }

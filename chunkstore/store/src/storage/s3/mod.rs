@@ -9,6 +9,7 @@ mod probe;
 mod retry;
 mod wire;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ const OBJECT_MAX: u64 = 256 << 20;
 const READS: usize = 12;
 /// Packs being sent at once: each is in memory twice while it is.
 const WRITES: usize = 3;
+/// Most sizes kept from a listing: some 5 MiB.
+const SIZES_MAX: usize = 100_000;
 /// Bytes fetched for one reader at once.
 const BATCH_BYTES: u32 = 16 << 20;
 
@@ -52,6 +55,9 @@ pub struct S3Storage {
     location: S3Location,
     /// Whether the server is known to refuse overwriting.
     probed: Mutex<bool>,
+    /// Sizes of packs that the last listing told and nobody has asked for: whoever learns of a pack
+    /// by a listing reads its footer next, and must know where it is.
+    sizes: Mutex<HashMap<ObjectKey, u64>>,
 }
 
 impl fmt::Debug for S3Storage {
@@ -67,6 +73,7 @@ impl S3Storage {
             client: Arc::new(Client::new(location, options)?),
             location: location.clone(),
             probed: Mutex::new(false),
+            sizes: Mutex::default(),
         })
     }
 
@@ -197,6 +204,9 @@ impl Storage for S3Storage {
     }
 
     fn size(&self, key: ObjectKey) -> Result<u64> {
+        if let Some(size) = self.sizes.lock().remove(&key) {
+            return Ok(size);
+        }
         let name = key.path();
         let head = self.call(
             move |client| async move { client.head(&name).await },
@@ -207,13 +217,18 @@ impl Storage for S3Storage {
 
     fn list(&self, folder: Folder) -> Result<Vec<ObjectKey>> {
         let work = move |client: Arc<Client>| client.list(folder);
-        let mut keys = self.call(work, format!("cannot list {folder:?}"))?;
+        let found = self.call(work, format!("cannot list {folder:?}"))?;
+        if folder == Folder::Packs {
+            *self.sizes.lock() = found.iter().take(SIZES_MAX).copied().collect();
+        }
+        let mut keys: Vec<ObjectKey> = found.into_iter().map(|(key, _)| key).collect();
         keys.sort();
         keys.dedup();
         Ok(keys)
     }
 
     fn delete(&self, key: ObjectKey) -> Result<()> {
+        self.sizes.lock().remove(&key);
         let name = key.path();
         self.call(
             move |client| async move { client.delete(&name).await },

@@ -46,9 +46,9 @@ impl Probe<'_> {
         client.create(&self.name, body.clone()).await.map_err(|f| f.into_error(text))?;
         self.second_is_refused().await?;
         self.one_of_many_wins().await?;
-        let (names, _) = client.page("tmp", None).await.map_err(|f| f.into_error(text))?;
+        let (names, more) = client.page("tmp", None).await.map_err(|f| f.into_error(text))?;
         let full = client.path(&self.name).to_string();
-        if !names.contains(&full) && names.len() < 1000 {
+        if !names.iter().any(|(name, _)| *name == full) && more.is_none() {
             return Err(lacks("a new object is missing from the list that follows"));
         }
         let (from, to) = (1000, 1017);

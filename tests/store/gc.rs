@@ -252,3 +252,39 @@ fn nothing_is_collected_while_a_point_cannot_be_read() {
     assert!(collect(&node).freed.packs > 0);
     assert_whole(&world.node(), &third, &b);
 }
+
+/// What a collector remembers of trees must never change what it deletes: with the index in a
+/// directory, over many rounds of changes, removals, repacking and nodes that come and go.
+#[test]
+fn a_collector_with_a_long_memory_deletes_what_one_without_would() {
+    let dir = tempfile::tempdir().unwrap();
+    let seed = crate::support::seed();
+    let random = SeededEntropy::new(seed);
+    let repo = crate::support::init_real(dir.path(), backstay_store::Encryption::None);
+    let mut disk = noise(seed, 200);
+    let mut points: Vec<(RecoveryPoint, Vec<u8>)> = Vec::new();
+    for round in 0..12 {
+        for _ in 0..random.below(20) {
+            let at = random.below(200) as usize * CHUNK;
+            backstay_store::Entropy::fill(&random, &mut disk[at..at + CHUNK]);
+        }
+        points.push((back_up(&repo, "web01", &disk).unwrap(), disk.clone()));
+        if round % 3 == 2 {
+            let gone = points.remove(random.below(points.len() as u64) as usize);
+            repo.remove_points(&[gone.0.id], &cause()).unwrap();
+        }
+        // The same plan with an empty memory: an opening with an index of its own.
+        let dry = CollectOptions { dry_run: true, ..CollectOptions::default() };
+        let (location, _) = crate::support::real(dir.path());
+        let fresh = backstay_store::OpenOptions::new(dir.path().join(format!("cache-{round}")));
+        let fresh = Repository::open(&location, &crate::support::key(), &fresh).unwrap();
+        let (a, b) = (repo.collect(&dry, &NoProgress), fresh.collect(&dry, &NoProgress));
+        let (a, b) = (a.unwrap(), b.unwrap());
+        assert_eq!((a.dead, a.repacked, a.points), (b.dead, b.repacked, b.points), "{round}");
+        collect(&repo);
+        for (point, disk) in &points {
+            assert_whole(&repo, point, disk);
+        }
+        assert_clean(&fresh);
+    }
+}

@@ -93,7 +93,7 @@ fn a_copied_repository_has_an_index_of_its_own() {
     let copied = Location::from_path(&dir.path().join("copy"));
     let done = std::process::Command::new("cp")
         .arg("-a")
-        .args([location.path(), copied.path()])
+        .args([location.directory().unwrap(), copied.directory().unwrap()])
         .status()
         .unwrap();
     assert!(done.success());
@@ -107,7 +107,7 @@ fn a_copied_repository_has_an_index_of_its_own() {
     let indexes = indexes.filter(|e| e.file_name().to_string_lossy().starts_with("index-"));
     assert_eq!(indexes.count(), 2, "one for each place");
     drop(original);
-    std::fs::remove_dir_all(location.path()).unwrap();
+    std::fs::remove_dir_all(location.directory().unwrap()).unwrap();
     assert!(read(&copy, &point.disks[0]).unwrap() == disk);
 }
 

@@ -45,7 +45,7 @@ fn init_never_touches_what_is_there() {
     let encrypted = init_options(Encryption::Aes256Gcm);
     let fresh = Location::from_path(&dir.path().join("fresh"));
     assert_eq!(kind(Repository::init(&fresh, &encrypted, &Unlock::None)), ErrorKind::NeedsKey);
-    assert!(!fresh.path().exists());
+    assert!(!fresh.directory().unwrap().exists());
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn keys_are_added_and_removed_but_never_the_last() {
     assert_eq!(kind(repo.remove_key(&first[0].id.to_string())), ErrorKind::Invalid);
     let pass = Unlock::Passphrase(Secret::new(b"correct horse".to_vec()));
     let added = repo.add_key(&pass, "recovery", jiff::Timestamp::now()).unwrap();
-    assert!(added.passphrase);
+    assert_eq!(added.kind, backstay_store::SlotKind::Passphrase);
     let disk = image(1, 10 * CHUNK);
     let point = back_up(&repo, "web01", &disk).unwrap();
     repo.remove_key(&first[0].id.to_string()).unwrap();
@@ -186,6 +186,10 @@ fn nothing_of_the_data_or_the_names_is_readable_without_the_key() {
     while let Some(path) = stack.pop() {
         if path.is_dir() {
             stack.extend(std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+            continue;
+        }
+        if path.ends_with("repo/reserve") {
+            // Large, of zeros, and never written.
             continue;
         }
         files += 1;

@@ -101,6 +101,7 @@ pub(crate) fn new_point(machine: &str, parent: Option<backstay_store::PointId>) 
         parent,
         read_bytes: 0,
         hole_bytes: 0,
+        copied_from: None,
     }
 }
 

@@ -15,6 +15,8 @@ pub enum SlotKind {
     Passphrase,
     /// The content of a key file.
     KeyFile,
+    /// A recovery key: 256 random bits that a person keeps on paper ([`crate::recovery`]).
+    Recovery,
 }
 
 /// The cost of one guess at a passphrase (RFC 9106).
@@ -68,6 +70,10 @@ pub struct KeySlot {
     /// The wrapped master key: 32 bytes and the tag, hexadecimal.
     #[serde(with = "hex48")]
     pub wrapped: [u8; 48],
+    /// The slot this one was made to take the place of. As long as that one is there too, the
+    /// rotation was not finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<SlotId>,
 }
 
 impl KeySlot {
@@ -77,6 +83,7 @@ impl KeySlot {
         aad.push(match self.kind {
             SlotKind::Passphrase => 1,
             SlotKind::KeyFile => 2,
+            SlotKind::Recovery => 3,
         });
         aad
     }
@@ -98,7 +105,7 @@ impl KeySlot {
             (SlotKind::Passphrase, None) => {
                 return Err(FormatError::damaged("argon2", "a passphrase slot needs a cost"));
             }
-            (SlotKind::KeyFile, _) => {}
+            (SlotKind::KeyFile | SlotKind::Recovery, _) => {}
         }
         Ok((envelope.repo_id, slot))
     }
@@ -144,6 +151,7 @@ mod tests {
             salt: [2; 16],
             nonce: [3; 12],
             wrapped: [4; 48],
+            replaces: None,
         }
     }
 
@@ -152,6 +160,15 @@ mod tests {
         let repo = RepoId::from_bytes([9; 16]);
         let bytes = sample().encode(repo).unwrap();
         assert_eq!(KeySlot::decode(&bytes).unwrap(), (repo, sample()));
+        // What is not there is not written, so slots of older programs read the same.
+        assert!(!String::from_utf8_lossy(&bytes).contains("replaces"));
+        let other = KeySlot {
+            kind: SlotKind::Recovery,
+            argon2: None,
+            replaces: Some(SlotId::from_bytes([5; 8])),
+            ..sample()
+        };
+        assert_eq!(KeySlot::decode(&other.encode(repo).unwrap()).unwrap(), (repo, other));
     }
 
     #[test]

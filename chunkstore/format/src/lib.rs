@@ -21,6 +21,7 @@ pub mod node;
 pub mod pack;
 pub mod point;
 pub mod record;
+pub mod recovery;
 pub mod removal;
 pub mod session;
 mod size;

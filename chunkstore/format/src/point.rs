@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{DISK_SIZE_MAX, DISKS_MAX, NAME_MAX};
 use crate::node::levels_of_disk;
-use crate::{ChunkId, ChunkSize, FormatError, PointId};
+use crate::{ChunkId, ChunkSize, FormatError, PointId, RepoId};
 
 /// How the machine was held still while it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,15 @@ pub struct Origin {
     pub host: String,
     /// The program and its version.
     pub tool: String,
+}
+
+/// The point that a copy was made of, in another repository; of a copy of a copy, the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CopiedFrom {
+    /// The repository it was first made in.
+    pub repository: RepoId,
+    /// Its id there.
+    pub point: PointId,
 }
 
 /// What making the point cost.
@@ -79,6 +88,9 @@ pub struct RecoveryPoint {
     pub stats: PointStats,
     /// A note by the user.
     pub note: Option<String>,
+    /// What it is a copy of; none where it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied_from: Option<CopiedFrom>,
 }
 
 impl RecoveryPoint {
@@ -176,14 +188,26 @@ mod tests {
             origin: Origin { host: "h".into(), tool: "t".into() },
             stats: PointStats::default(),
             note: None,
+            copied_from: None,
         }
     }
 
     #[test]
     fn there_and_back() {
+        let copied_from = CopiedFrom {
+            repository: RepoId::from_bytes([3; 16]),
+            point: PointId::from_bytes([4; 16]),
+        };
+        for copied_from in [None, Some(copied_from)] {
+            let p = RecoveryPoint { copied_from, ..sample() };
+            let bytes = p.encode().unwrap();
+            // Points that are no copies have the bytes they had before copies were known.
+            let told = bytes.windows(11).any(|w| w == b"copied_from");
+            assert_eq!(told, copied_from.is_some());
+            assert_eq!(RecoveryPoint::decode(&bytes, p.id, ChunkSize::DEFAULT).unwrap(), p);
+        }
         let p = sample();
         let bytes = p.encode().unwrap();
-        assert_eq!(RecoveryPoint::decode(&bytes, p.id, ChunkSize::DEFAULT).unwrap(), p);
         let other = PointId::from_bytes([2; 16]);
         assert!(RecoveryPoint::decode(&bytes, other, ChunkSize::DEFAULT).is_err());
     }

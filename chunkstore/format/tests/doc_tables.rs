@@ -1,6 +1,6 @@
 //! FORMAT.md is the normative text: its tables and the constants of this crate must agree.
 
-use backstay_format::{Field, envelope, index_object, limits, magic, node, pack};
+use backstay_format::{Field, envelope, index_object, limits, magic, node, pack, recovery};
 
 const DOC: &str = include_str!("../../docs/FORMAT.md");
 
@@ -58,6 +58,8 @@ fn magics_and_limits_stand_in_the_text() {
         assert!(!magics[..i].contains(m), "{text} is used twice");
     }
     assert!(DOC.contains("`BSTN`"));
+    let zeros = recovery::encode(&[0; recovery::KEY_LEN]);
+    assert!(DOC.contains(&format!("`{}`", zeros.as_str())));
     assert!(DOC.contains(&format!("{} slots a node", limits::NODE_FANOUT)));
     assert_eq!(limits::PACK_TARGET, 32 << 20);
     assert!(DOC.contains("reached 32 MiB"));

@@ -19,7 +19,9 @@ pub enum ErrorKind {
     NoSpace,
     /// The operating system refused access.
     Denied,
-    /// Written by a newer program.
+    /// Kept by a retention lock; nothing but time releases it.
+    Locked,
+    /// Written by a newer program, or the storage lacks what is needed.
     Unsupported,
     /// A value given by the caller does not fit.
     Invalid,

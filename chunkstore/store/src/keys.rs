@@ -146,11 +146,12 @@ impl Keys {
             Unlock::None => {
                 return Err(Error::new(
                     ErrorKind::NeedsKey,
-                    "a passphrase or a key file is needed for a key slot",
+                    "a passphrase, a key file or a recovery key is needed for a key slot",
                 ));
             }
             Unlock::Passphrase(_) => (SlotKind::Passphrase, Some(Argon2Cost::DEFAULT)),
             Unlock::KeyFile(_) => (SlotKind::KeyFile, None),
+            Unlock::RecoveryKey(_) => (SlotKind::Recovery, None),
         };
         let mut slot = KeySlot {
             id: SlotId::from_bytes(array(entropy)),
@@ -161,6 +162,7 @@ impl Keys {
             salt: array(entropy),
             nonce: array(entropy),
             wrapped: [0; 48],
+            replaces: None,
         };
         let key = aead(&*wrapping_key(&slot, unlock)?);
         let mut body = self.master.to_vec();
@@ -177,11 +179,7 @@ impl Keys {
         slot: &KeySlot,
         unlock: &Unlock,
     ) -> Result<Option<Key>> {
-        let fits = matches!(
-            (slot.kind, unlock),
-            (SlotKind::Passphrase, Unlock::Passphrase(_)) | (SlotKind::KeyFile, Unlock::KeyFile(_))
-        );
-        if !fits {
+        if !takes(slot.kind, unlock) {
             return Ok(None);
         }
         let key = aead(&*wrapping_key(slot, unlock)?);
@@ -191,6 +189,16 @@ impl Keys {
         let Ok(master) = key.open_in_place(nonce, aad, &mut *body) else { return Ok(None) };
         Ok(<[u8; 32]>::try_from(&*master).ok().map(Zeroizing::new))
     }
+}
+
+/// Whether a slot of this kind is opened by a secret of this kind.
+pub(crate) fn takes(kind: SlotKind, unlock: &Unlock) -> bool {
+    matches!(
+        (kind, unlock),
+        (SlotKind::Passphrase, Unlock::Passphrase(_))
+            | (SlotKind::KeyFile, Unlock::KeyFile(_))
+            | (SlotKind::Recovery, Unlock::RecoveryKey(_))
+    )
 }
 
 fn derive(context: &str, material: &[u8]) -> Key {
@@ -227,14 +235,18 @@ fn wrapping_key(slot: &KeySlot, unlock: &Unlock) -> Result<Key> {
             let material = Zeroizing::new([slot.salt.as_slice(), k.expose()].concat());
             Ok(derive("backstay v1 key file", &material))
         }
+        Unlock::RecoveryKey(k) => {
+            let material = Zeroizing::new([slot.salt.as_slice(), k.expose()].concat());
+            Ok(derive("backstay v1 recovery key", &material))
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Secret;
     use crate::entropy::SystemEntropy;
+    use crate::{RecoveryKey, Secret};
     use backstay_format::PointId;
 
     fn now() -> jiff::Timestamp {
@@ -252,6 +264,25 @@ mod tests {
         assert!(open(repo, file(2)).is_none());
         assert!(open(RepoId::from_bytes([2; 16]), file(1)).is_none());
         assert!(open(repo, Unlock::Passphrase(Secret::new(vec![1; 32]))).is_none());
+    }
+
+    /// The same 32 bytes as a key file and as a recovery key are two keys.
+    #[test]
+    fn a_recovery_key_opens_its_slot_and_no_other() {
+        let repo = RepoId::from_bytes([1; 16]);
+        let keys = Keys::new(Keys::generate(&SystemEntropy), Encryption::Aes256Gcm);
+        let recovery = RecoveryKey::generate(&SystemEntropy);
+        let by_recovery = Unlock::RecoveryKey(recovery.clone());
+        let by_file = Unlock::KeyFile(Secret::new(recovery.expose().to_vec()));
+        let mut slot = keys.wrap(repo, &by_recovery, "r", now(), &SystemEntropy).unwrap();
+        let typed = Unlock::RecoveryKey(RecoveryKey::parse(&recovery.to_text()).unwrap());
+        let open = |slot: &KeySlot, u: &Unlock| Keys::unwrap_slot(repo, slot, u).unwrap();
+        assert_eq!(*open(&slot, &typed).unwrap(), *keys.master);
+        let other = Unlock::RecoveryKey(RecoveryKey::generate(&SystemEntropy));
+        assert!(open(&slot, &other).is_none());
+        assert!(open(&slot, &by_file).is_none());
+        slot.kind = SlotKind::KeyFile;
+        assert!(open(&slot, &by_file).is_none(), "the kind is part of what is sealed");
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod keys;
 mod location;
 mod owner;
 mod pack;
+mod planted;
 mod progress;
 mod read;
 mod record;
@@ -28,7 +29,10 @@ mod storage;
 mod vfs;
 
 pub use backstay_format::config::{Encryption, RepoConfig};
-pub use backstay_format::point::{Consistency, DiskRecord, Origin, PointStats, RecoveryPoint};
+pub use backstay_format::keyslot::SlotKind;
+pub use backstay_format::point::{
+    Consistency, CopiedFrom, DiskRecord, Origin, PointStats, RecoveryPoint,
+};
 pub use backstay_format::{
     ChunkId, ChunkIndex, ChunkSize, IndexId, PackId, PinId, PointId, RepoId, SlotId,
 };
@@ -39,20 +43,23 @@ pub use check::{CheckOptions, CheckReport, Damage, DamageKind, PackCheckReport};
 pub use diff::{DiffExtent, DiffKind};
 pub use entropy::{Entropy, SystemEntropy};
 pub use error::{Error, ErrorKind};
-pub use gc::{Amount, CollectOptions, CollectReport};
+pub use gc::{Amount, CollectOptions, CollectReport, LastCollection};
 pub use index::IndexChoice;
 pub use key::{Folder, ObjectKey};
 pub use location::Location;
 pub use progress::{NoProgress, Progress};
 pub use read::{ImageReader, ReadScratch};
 pub use repository::{
-    Cause, Hold, InitOptions, Keeper, KeySlotInfo, OpenOptions, PinInfo, PointList, RemovalReport,
-    RepoStats, Repository,
+    Cause, Hold, InitOptions, Keeper, KeyRotation, KeySlotInfo, OpenOptions, PinInfo, PointList,
+    RemovalReport, RepoStats, Repository,
 };
-pub use secret::{Secret, Unlock};
+pub use secret::{RecoveryKey, Secret, Unlock};
 pub use session::{ChunkStats, ImageWriter, NewPoint, SessionInfo, WriteScratch, WriteSession};
-pub use storage::{FaultPlan, FaultStorage, LocalStorage, MemoryStorage, Storage};
-pub use vfs::{RealFs, Vfs, VfsRead, VfsWrite};
+pub use storage::{
+    Advice, FaultPlan, FaultStorage, Keep, LocalStorage, MemoryStorage, Part, RangeRead,
+    S3Location, S3Options, S3Storage, Storage,
+};
+pub use vfs::{RealFs, Space, Vfs, VfsRead, VfsWrite};
 
 #[cfg(feature = "testkit")]
 pub mod testkit;

@@ -1,18 +1,20 @@
 //! Image sources, and the backup, restore and compare pipelines.
 //!
 //! [`source`] opens disk images as block devices, [`backup`] turns them into a recovery point,
-//! [`restore`] turns one back into a file or a device, [`compare`] tells two points apart, and
-//! [`name`] finds a point by what people write, [`retention`] says which points to keep. A
-//! [`monitor::Monitor`] watches and cancels. Nothing here knows of arguments, terminals or exit
-//! codes; [`ErrorKind`] is what those are made of.
+//! [`restore`] turns one back into a file or a device, [`compare`] tells two points apart,
+//! [`copy`] takes points to another repository, [`name`] finds a point by what people write, and
+//! [`retention`] says which points to keep. A [`monitor::Monitor`] watches and cancels. Nothing here
+//! knows of arguments, terminals or exit codes; [`ErrorKind`] is what those are made of.
 #![forbid(unsafe_code)]
 
 pub mod backup;
 pub mod compare;
+pub mod copy;
 mod error;
 pub mod monitor;
 pub mod name;
 mod private_dir;
+pub mod ranges;
 pub mod restore;
 pub mod retention;
 pub mod source;

@@ -2,7 +2,8 @@
 
 /// Watches a run. Called from several threads at once; every method should return at once.
 pub trait Monitor: Send + Sync {
-    /// A new phase has begun: `open`, `read`, `commit`, `write`, `sync`, `convert`.
+    /// A new phase has begun: `open`, `base`, `read`, `commit`, `write`, `sync`, `convert`,
+    /// and those of a copy (`copy 2/7`, `verify 2/7`).
     fn phase(&self, name: &str) {
         let _ = name;
     }

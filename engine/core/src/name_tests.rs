@@ -20,6 +20,7 @@ fn point(id: [u8; 16], machine: &str, time: &str, disks: &[&str]) -> RecoveryPoi
         origin: Origin { host: "h".into(), tool: "t".into() },
         stats: PointStats::default(),
         note: None,
+        copied_from: None,
     }
 }
 

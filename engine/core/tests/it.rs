@@ -6,10 +6,14 @@
 mod backup;
 #[path = "it/bench.rs"]
 mod bench;
+#[path = "it/changes.rs"]
+mod changes;
 #[path = "it/changing.rs"]
 mod changing;
 #[path = "it/compare.rs"]
 mod compare;
+#[path = "it/copy.rs"]
+mod copy;
 #[path = "it/formats.rs"]
 mod formats;
 #[path = "it/hostile.rs"]

@@ -105,6 +105,7 @@ impl Disk {
             parent: None,
             read_bytes: 0,
             hole_bytes: 0,
+            copied_from: None,
         };
         Ok(session.commit(point, vec![disk])?)
     }

@@ -36,7 +36,8 @@ pub(crate) struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// The repository: a directory, or file:///DIRECTORY
+    /// The repository: a directory, file:///DIRECTORY, or s3://BUCKET/PREFIX?endpoint=URL (keys as
+    /// AWS's tools take them: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)
     #[arg(
         long,
         global = true,
@@ -69,6 +70,11 @@ pub(crate) struct Global {
     /// the passphrase itself in BACKSTAY_PASSPHRASE]
     #[arg(long, global = true, value_name = "COMMAND", group = "key")]
     pub(crate) passphrase_command: Option<String>,
+
+    /// Unlock with the recovery key in this file [env: BACKSTAY_RECOVERY_KEY_FILE, or the key itself
+    /// in BACKSTAY_RECOVERY_KEY]
+    #[arg(long, global = true, value_name = "FILE", group = "key")]
+    pub(crate) recovery_key_file: Option<PathBuf>,
 
     /// Print one JSON document on stdout, and errors as JSON on stderr
     #[arg(long, global = true)]
@@ -117,11 +123,15 @@ pub(crate) enum ProgressMode {
 pub(crate) enum Command {
     Repo(cmd::repo::Args),
     Backup(cmd::backup::Args),
+    Copy(cmd::copy::Args),
     List(cmd::list::Args),
     Show(cmd::show::Args),
     Restore(cmd::restore::Args),
     Mount(cmd::mount::Args),
+    Point(cmd::point::Args),
     Retention(cmd::retention::Args),
+    Gc(cmd::gc::Args),
+    Session(cmd::session::Args),
     Diff(cmd::diff::Args),
     Completion(cmd::completion::Args),
     Man(cmd::man::Args),

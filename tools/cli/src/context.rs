@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use crate::cli::Global;
 use crate::exit::{CliError, Exit};
 use crate::output::Output;
+use crate::units::shell_word;
 use crate::{registry, secret};
 
 /// The global options, resolved only as far as a command asks for it.
@@ -35,6 +36,11 @@ impl Ctx {
                     .hint("--repo LOCATION                  or BACKSTAY_REPO")
                     .hint("backstay repo list               shows those this machine has used")
             })?;
+        Self::parse_location(text)
+    }
+
+    /// A location as a user writes it.
+    pub(crate) fn parse_location(text: &str) -> Result<Location, CliError> {
         if has_password(text) {
             // The text itself is not repeated: it holds the secret.
             return Err(CliError::usage("a repository location must not hold a password")
@@ -72,16 +78,20 @@ impl Ctx {
         Repository::read_config(location).map_err(|error| at_opening(error, location))
     }
 
-    /// How to unlock an existing repository.
-    pub(crate) fn unlock(&self, location: &Location) -> Result<Unlock, CliError> {
+    /// How to unlock an existing repository: with `key`, or else as the global options say.
+    fn unlock(&self, location: &Location, key: Option<secret::Source>) -> Result<Unlock, CliError> {
         if self.config(location)?.encryption == Encryption::None {
             return Ok(Unlock::None);
         }
-        if let Some(source) = secret::Source::chosen(&self.global)? {
+        let key = match key {
+            Some(key) => Some(key),
+            None => secret::Source::chosen(&self.global)?,
+        };
+        if let Some(source) = key {
             return source.unlock();
         }
         if secret::can_ask(&self.global) {
-            return secret::ask(&format!("passphrase for {location}"), false);
+            return secret::ask(&format!("passphrase or recovery key for {location}"), false);
         }
         Err(secret::name_the_options(
             CliError::usage("a key is needed, and there is no terminal to ask for it")
@@ -91,13 +101,21 @@ impl Ctx {
 
     /// Opens the repository the options name.
     pub(crate) fn open(&self) -> Result<Repository, CliError> {
-        let location = self.location()?;
-        let unlock = self.unlock(&location)?;
+        self.open_at(&self.location()?, None)
+    }
+
+    /// Opens the repository at `location` with `key`, or else as the global options say.
+    pub(crate) fn open_at(
+        &self,
+        location: &Location,
+        key: Option<secret::Source>,
+    ) -> Result<Repository, CliError> {
+        let unlock = self.unlock(location, key)?;
         let cache_dir = self.cache_dir()?;
         let options = OpenOptions::new(&cache_dir);
-        let repository = Repository::open(&location, &unlock, &options)
-            .map_err(|error| at_opening(error, &location))?;
-        remember(&cache_dir, repository.config(), &location);
+        let repository = Repository::open(location, &unlock, &options)
+            .map_err(|error| at_opening(error, location))?;
+        remember(&cache_dir, repository.config(), location);
         Ok(repository)
     }
 
@@ -163,7 +181,8 @@ fn at_opening(error: backstay_store::Error, location: &Location) -> CliError {
     match kind {
         ErrorKind::NotFound => {
             made.exit = Exit::NoRepository;
-            made.hint(format!("backstay repo init --repo {location}      makes one there"))
+            let word = shell_word(&location.to_string());
+            made.hint(format!("backstay repo init --repo {word}      makes one there"))
                 .hint("backstay repo list                shows those this machine has used")
         }
         ErrorKind::NeedsKey => secret::name_the_options(made),

@@ -77,7 +77,7 @@ impl Exit {
             Self::Done => "done, all good",
             Self::Failed => "failed, for a reason not listed here",
             Self::Usage => "wrong usage or configuration",
-            Self::Partial => "finished, but some items could not be read",
+            Self::Partial => "finished, but some items could not be read, or stay for now",
             Self::Differs => "diff --exit-code: differences exist",
             Self::NoRepository => "there is no repository",
             Self::WrongKey => "wrong key or passphrase",
@@ -86,7 +86,7 @@ impl Exit {
             Self::NotFound => "name not found, or ambiguous",
             Self::InUse => "already exists, or in use",
             Self::Refused => "refused: no space, a missing tool, or a newer format",
-            Self::NeedsConfirmation => "needs confirmation, and there is no terminal",
+            Self::NeedsConfirmation => "needs a confirmation that was not given",
             Self::Interrupted => "interrupted (Ctrl-C)",
             Self::Terminated => "terminated",
         }
@@ -244,12 +244,12 @@ impl From<backstay_store::Error> for CliError {
             Store::WrongKey => Exit::WrongKey,
             Store::NeedsKey | Store::Invalid => Exit::Usage,
             Store::Damaged => Exit::Damaged,
-            Store::NoSpace | Store::Unsupported => Exit::Refused,
+            Store::NoSpace | Store::Unsupported | Store::Locked => Exit::Refused,
             Store::Denied => Exit::Denied,
             Store::Io | Store::Fenced => Exit::Failed,
             Store::Aborted => Exit::Interrupted,
         };
-        with_remedy(Self::new(exit, error.to_string()).because(&error))
+        with_remedy(full(Self::new(exit, error.to_string()).because(&error), &error))
     }
 }
 
@@ -268,7 +268,7 @@ impl From<backstay_core::Error> for CliError {
             // Io and Tool, and whatever a later engine adds: "unknown codes mean failure".
             _ => Exit::Failed,
         };
-        with_remedy(Self::new(exit, error.to_string()).because(&error))
+        with_remedy(full(Self::new(exit, error.to_string()).because(&error), &error))
     }
 }
 
@@ -296,19 +296,35 @@ fn below_daemon(error: &dyn StdError) -> Exit {
     }
 }
 
+/// Adds what helps where the storage of the repository is full, and not another disk.
+fn full(told: CliError, error: &(dyn StdError + 'static)) -> CliError {
+    use backstay_store::{Error, ErrorKind};
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if cause.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::NoSpace) {
+            return told
+                .hint("remove recovery points and collect what they held, or add space")
+                .hint("what is there can be listed, checked, mounted and restored meanwhile");
+        }
+        next = cause.source();
+    }
+    told
+}
+
 /// Adds the usual next step of a kind of failure, where there is one.
 fn with_remedy(error: CliError) -> CliError {
     match error.exit {
-        Exit::WrongKey => {
-            error.hint("backstay repo key list      shows which keys open this repository").hint(
+        Exit::WrongKey => error
+            .hint("backstay repo key list      shows which keys open this repository")
+            .hint(
                 "check --key-file, --passphrase-file, --passphrase-command or BACKSTAY_PASSPHRASE",
             )
-        }
+            .hint("--recovery-key-file FILE    opens it when every other key is lost"),
         Exit::Damaged => {
             error.hint("backstay repo check --read-data      lists everything that is damaged")
         }
         Exit::Refused => error,
-        Exit::Denied => error.hint("run as a user who may read and write there"),
+        Exit::Denied => error.hint("run as a user, or with keys, that may read and write there"),
         Exit::Done
         | Exit::Failed
         | Exit::Usage

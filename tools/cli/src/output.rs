@@ -62,10 +62,11 @@ impl Output {
         document: &T,
         human: impl FnOnce(&mut String),
     ) -> Result<(), CliError> {
-        let mut text = String::new();
+        // It may hold a recovery key.
+        let mut text = zeroize::Zeroizing::new(String::new());
         if self.json {
             let document = Document { schema_version: SCHEMA_VERSION, body: document };
-            text = serde_json::to_string(&document)
+            *text = serde_json::to_string(&document)
                 .map_err(|error| CliError::output(&std::io::Error::other(error)))?;
             text.push('\n');
         } else {

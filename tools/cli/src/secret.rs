@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use backstay_store::{Secret, Unlock};
+use backstay_store::{RecoveryKey, Secret, Unlock};
 use zeroize::Zeroizing;
 
 use crate::cli::Global;
@@ -28,14 +28,19 @@ pub(crate) enum Source {
     PassphraseCommand(String),
     /// `BACKSTAY_PASSPHRASE` holds it.
     Environment,
+    RecoveryKeyFile(PathBuf),
+    /// `BACKSTAY_RECOVERY_KEY` holds it.
+    RecoveryKeyEnvironment,
 }
 
 /// The environment variables that name or hold a secret, in the order they are listed to users.
-const VARIABLES: [&str; 4] = [
+const VARIABLES: [&str; 6] = [
     "BACKSTAY_KEY_FILE",
     "BACKSTAY_PASSPHRASE_FILE",
     "BACKSTAY_PASSPHRASE_COMMAND",
     "BACKSTAY_PASSPHRASE",
+    "BACKSTAY_RECOVERY_KEY_FILE",
+    "BACKSTAY_RECOVERY_KEY",
 ];
 
 impl Source {
@@ -46,6 +51,7 @@ impl Source {
             global.key_file.clone().map(Self::KeyFile),
             global.passphrase_file.clone().map(Self::PassphraseFile),
             global.passphrase_command.clone().map(Self::PassphraseCommand),
+            global.recovery_key_file.clone().map(Self::RecoveryKeyFile),
         ];
         if let Some(source) = options.into_iter().flatten().next() {
             return Ok(Some(source));
@@ -68,8 +74,15 @@ impl Source {
             "BACKSTAY_PASSPHRASE_COMMAND" => {
                 Self::PassphraseCommand(value.to_string_lossy().into_owned())
             }
+            "BACKSTAY_RECOVERY_KEY_FILE" => Self::RecoveryKeyFile(value.into()),
+            "BACKSTAY_RECOVERY_KEY" => Self::RecoveryKeyEnvironment,
             _ => Self::Environment,
         }))
+    }
+
+    /// Whether this names a recovery key.
+    pub(crate) fn is_recovery(&self) -> bool {
+        matches!(self, Self::RecoveryKeyFile(_) | Self::RecoveryKeyEnvironment)
     }
 
     /// Fetches the secret.
@@ -92,12 +105,38 @@ impl Source {
                 passphrase(&run(command)?, "the passphrase command's output")
             }
             Self::Environment => {
-                let value = std::env::var_os("BACKSTAY_PASSPHRASE").unwrap_or_default();
-                let bytes = Zeroizing::new(std::os::unix::ffi::OsStringExt::into_vec(value));
+                let bytes = from_environment("BACKSTAY_PASSPHRASE");
                 passphrase(&bytes, "BACKSTAY_PASSPHRASE")
+            }
+            Self::RecoveryKeyFile(path) => {
+                warn_if_shared(path);
+                let content = read_bounded(path, PASSPHRASE_MAX_BYTES, "recovery key file")?;
+                recovery_key(&content, &shown(path))
+            }
+            Self::RecoveryKeyEnvironment => {
+                let bytes = from_environment("BACKSTAY_RECOVERY_KEY");
+                recovery_key(&bytes, "BACKSTAY_RECOVERY_KEY")
             }
         }
     }
+}
+
+fn from_environment(name: &str) -> Zeroizing<Vec<u8>> {
+    let value = std::env::var_os(name).unwrap_or_default();
+    Zeroizing::new(std::os::unix::ffi::OsStringExt::into_vec(value))
+}
+
+/// A recovery key from its text. A typing error is told with its place, before a repository is
+/// asked whether the key fits.
+fn recovery_key(text: &[u8], origin: &str) -> Result<Unlock, CliError> {
+    let text = std::str::from_utf8(text)
+        .map_err(|_| CliError::usage("this is no recovery key: it is no text").what(origin))?;
+    let key = RecoveryKey::parse(text).map_err(|error| {
+        CliError::from(error)
+            .what(origin)
+            .hint("compare the group named with the sheet; O and 0, I, L and 1 are the same")
+    })?;
+    Ok(Unlock::RecoveryKey(key))
 }
 
 /// A passphrase from bytes as a file or command gives them: one line end is not part of it.
@@ -185,7 +224,8 @@ pub(crate) fn can_ask(global: &Global) -> bool {
     !global.no_input && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
-/// Asks for a passphrase on the terminal; `twice` when a new one is made.
+/// Asks for a passphrase on the terminal; `twice` when a new one is made. Where one is not made,
+/// the recovery key is taken too.
 pub(crate) fn ask(prompt: &str, twice: bool) -> Result<Unlock, CliError> {
     let failed = |error: std::io::Error| CliError::io("cannot ask for a passphrase", &error);
     let first = Zeroizing::new(rpassword::prompt_password(format!("{prompt}: ")).map_err(failed)?);
@@ -194,6 +234,10 @@ pub(crate) fn ask(prompt: &str, twice: bool) -> Result<Unlock, CliError> {
         if *first != *again {
             return Err(CliError::usage("the two passphrases differ"));
         }
+    }
+    // No passphrase looks like this; so whoever has only the sheet can answer with it.
+    if !twice && RecoveryKey::resembles(&first) {
+        return recovery_key(first.as_bytes(), "the terminal");
     }
     passphrase(first.as_bytes(), "the terminal")
 }
@@ -204,33 +248,50 @@ pub(crate) fn name_the_options(error: CliError) -> CliError {
         .hint("--key-file FILE                  or BACKSTAY_KEY_FILE")
         .hint("--passphrase-file FILE           or BACKSTAY_PASSPHRASE_FILE")
         .hint("--passphrase-command COMMAND     or BACKSTAY_PASSPHRASE_COMMAND")
+        .hint("--recovery-key-file FILE         or BACKSTAY_RECOVERY_KEY_FILE")
 }
 
 /// Makes a key file: 32 random bytes, readable by its owner only. Never overwrites one.
 pub(crate) fn make_key_file(path: &Path) -> Result<Unlock, CliError> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
     const KEY_BYTES: usize = 32;
 
-    let failed = |error: std::io::Error| {
+    let mut key = Zeroizing::new(vec![0u8; KEY_BYTES]);
+    getrandom::fill(&mut key)
+        .map_err(|error| CliError::new(Exit::Failed, "no random bytes").because(&error))?;
+    write_private(path, &key).map_err(|error| {
         let made = CliError::io("cannot make the key file", &error).what(shown(path));
         if error.kind() == std::io::ErrorKind::AlreadyExists {
             return made.hint(format!("--key-file {}      uses the key it holds", shown(path)));
         }
         made
-    };
-    let mut key = Zeroizing::new(vec![0u8; KEY_BYTES]);
-    getrandom::fill(&mut key)
-        .map_err(|error| CliError::new(Exit::Failed, "no random bytes").because(&error))?;
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(failed)?;
-    // A key that is lost in a power cut after its repository was made would lose the repository.
-    file.write_all(&key).and_then(|()| file.sync_all()).map_err(failed)?;
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)?;
+    })?;
     Ok(Unlock::KeyFile(Secret::new(key.to_vec())))
+}
+
+/// Writes a recovery key's text to a new file, readable by its owner only.
+pub(crate) fn write_recovery_key(path: &Path, key: &RecoveryKey) -> Result<(), CliError> {
+    let text = key.to_text();
+    write_private(path, &Zeroizing::new([text.as_bytes(), b"\n"].concat())).map_err(|error| {
+        CliError::io("cannot make the file for the recovery key", &error).what(shown(path))
+    })
+}
+
+/// Makes a file that only its owner may read, durable when this returns. Never overwrites one.
+fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    // A key that is lost in a power cut after its repository was made would lose the repository.
+    file.write_all(content).and_then(|()| file.sync_all()).inspect_err(|_| withdraw(path))?;
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent).and_then(|dir| dir.sync_all())
+}
+
+/// Takes back a file made for a key that came to nothing.
+pub(crate) fn withdraw(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path) {
+        tracing::warn!(%error, file = %path.display(), "the unused key file could not be removed");
+    }
 }

@@ -1,12 +1,17 @@
 //! The real binary, run as users run it: arguments in, exit code, stdout and stderr out.
 
 mod it {
+    mod changes;
+    mod copy;
     mod errors;
+    mod gc;
     mod help;
     mod interrupt;
     mod journey;
     mod keys;
     mod mounts;
+    mod point;
+    mod recovery;
     mod retention;
     mod support;
     mod together;

@@ -101,6 +101,7 @@ pub(super) fn keyslot_seeds() -> Vec<(&'static str, Vec<u8>)> {
             salt: [2; 16],
             nonce: [3; 12],
             wrapped: [4; 48],
+            replaces: None,
         };
         serde_json::to_vec(&slot).expect("a key slot is always valid JSON")
     };
@@ -151,6 +152,7 @@ pub(super) fn point_seeds() -> Vec<(&'static str, Vec<u8>)> {
             origin: Origin { host: "host".into(), tool: "backstay 0".into() },
             stats: PointStats::default(),
             note: note.map(str::to_owned),
+            copied_from: None,
         };
         // 64 KiB chunks are 4096 shifted by four.
         [vec![4], point.encode().expect("a point is always valid JSON")].concat()

@@ -36,7 +36,9 @@ pub(super) fn header(data: &[u8]) {
 pub(super) fn header_seeds() -> Vec<(&'static str, Vec<u8>)> {
     let made = |kind, sealed| {
         let (repo_id, pack_id) = (RepoId::from_bytes([1; 16]), PackId::from_bytes([2; 16]));
-        PackHeader { repo_id, pack_id, kind, sealed, session: PointId::NONE }.encode().to_vec()
+        PackHeader { repo_id, pack_id, kind, sealed, session: PointId::from_bytes([9; 16]) }
+            .encode()
+            .to_vec()
     };
     vec![("data", made(PackKind::Data, true)), ("tree", made(PackKind::Tree, false))]
 }

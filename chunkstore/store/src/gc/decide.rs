@@ -65,7 +65,12 @@ pub(super) fn decide(
                 decision.dead_amount.add(info.len);
                 decision.dead.push(id);
             }
-            Some(m) => used.push(Candidate { id, info, live: m.bytes() }),
+            Some(m) => {
+                // The share of the entries stands for the share of the bytes.
+                let live = u128::from(info.len) * u128::from(m.count());
+                let live = live / u128::from(info.chunks.max(1));
+                used.push(Candidate { id, info, live: live as u64 });
+            }
         }
     }
     if options.repack {

@@ -6,14 +6,19 @@ use backstay_format::{ChunkId, PackId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkIndex, ChunkLocation, PackSet};
+use crate::planted::{Fault, planted};
 use crate::progress::Progress;
 use crate::read::node;
 use crate::repository::Inner;
 
-/// Ids looked up at once.
-const BATCH: usize = 4096;
+use super::summary::{Summaries, Summary};
+
 /// Nodes taken from the stack at once.
 const NODES: usize = 256;
+/// Subtrees up to this level are summed up: 4,096 chunks each, 256 MiB of disk at the default size.
+const SUMMED_LEVEL: u8 = 1;
+/// Summaries handed over at once.
+const SUMMARIES: usize = 1024;
 
 /// Which entries of which packs are needed: one bit an entry, so that a hundred million chunks take
 /// some twelve megabytes.
@@ -28,13 +33,12 @@ pub(super) struct Marks {
 #[derive(Debug, Default)]
 pub(super) struct PackMarks {
     bits: Vec<u64>,
-    bytes: u64,
 }
 
 impl PackMarks {
-    /// Their bytes as stored.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+    /// How many of its entries are needed.
+    pub(super) fn count(&self) -> u64 {
+        self.bits.iter().map(|w| u64::from(w.count_ones())).sum()
     }
 
     /// Whether entry `number` is needed.
@@ -63,36 +67,48 @@ impl Marks {
         self.packs.get(&l.pack).is_some_and(|p| p.has(l.number))
     }
 
-    /// Marks a copy; tells whether it is marked for the first time.
-    fn set(&mut self, l: &ChunkLocation) -> bool {
-        let pack = self.packs.entry(l.pack).or_default();
-        let (word, bit) = (l.number as usize / 64, l.number % 64);
-        if pack.bits.len() <= word {
-            pack.bits.resize(word + 1, 0);
+    fn apply(&mut self, summary: &Summary) {
+        for (pack, runs) in summary.packs() {
+            let marks = self.packs.entry(*pack).or_default();
+            for r in runs {
+                let end = (r.start + r.len) as usize;
+                if marks.bits.len() * 64 < end {
+                    marks.bits.resize(end.div_ceil(64), 0);
+                }
+                for n in r.start as usize..end {
+                    marks.bits[n / 64] |= 1 << (n % 64);
+                }
+                self.references += u64::from(r.len);
+            }
         }
-        if pack.bits[word] >> bit & 1 == 1 {
-            return false;
-        }
-        pack.bits[word] |= 1 << bit;
-        pack.bytes += u64::from(l.stored_len);
-        true
     }
 }
 
 /// Marks everything that `points` need. Of several copies of a chunk one is marked, outside of
 /// `avoid` if there is one.
 ///
-/// A subtree is walked once, however many points share it. A node that cannot be read is an error:
-/// what hangs below it is not known.
+/// A subtree is walked once, however many points share it, and one that `known` has a summary of
+/// is not followed at all. A node that cannot be read is an error: what hangs below it is not
+/// known.
 pub(super) fn mark(
     repo: &Inner,
     points: &[Arc<RecoveryPoint>],
     avoid: &PackSet,
+    known: &dyn Summaries,
     progress: &dyn Progress,
 ) -> Result<Marks> {
     let index = repo.index()?;
-    let mut marker =
-        Marker { repo, index: &*index, avoid, marks: Marks::default(), leaves: Vec::new() };
+    let usable = index.packs().into_iter().map(|(id, _)| id).filter(|id| !avoid.contains(id));
+    let mut marker = Marker {
+        repo,
+        index: &*index,
+        avoid,
+        usable: usable.collect(),
+        known,
+        marks: Marks::default(),
+        seen: HashSet::new(),
+        fresh: Vec::new(),
+    };
     progress.total("points", points.len() as u64);
     for point in points {
         if progress.cancelled() {
@@ -113,7 +129,7 @@ pub(super) fn mark(
         }
         progress.add("points", 1);
     }
-    marker.flush()?;
+    known.put(marker.fresh);
     Ok(marker.marks)
 }
 
@@ -121,9 +137,14 @@ struct Marker<'a> {
     repo: &'a Inner,
     index: &'a dyn ChunkIndex,
     avoid: &'a PackSet,
+    /// Packs that are present and not to be avoided.
+    usable: HashSet<PackId>,
+    known: &'a dyn Summaries,
     marks: Marks,
-    /// Data chunks to be looked up.
-    leaves: Vec<ChunkId>,
+    /// Nodes at and above the level of summaries that were followed.
+    seen: HashSet<ChunkId>,
+    /// Summaries made, to be remembered.
+    fresh: Vec<(ChunkId, Summary)>,
 }
 
 impl Marker<'_> {
@@ -132,50 +153,73 @@ impl Marker<'_> {
         let mut stack = vec![(root, level)];
         while !stack.is_empty() {
             let some = stack.split_off(stack.len().saturating_sub(NODES));
-            for (id, level) in self.unmarked(&some)? {
-                let here = node(self.repo, id, level)?;
-                let slots = here.slots().iter().flatten();
-                if level == 0 {
-                    self.leaves.extend(slots);
-                    if self.leaves.len() >= BATCH {
-                        self.flush()?;
-                    }
-                } else {
-                    stack.extend(slots.map(|id| (*id, level - 1)));
+            let mut own = Summary::default();
+            for (id, level) in some {
+                if !self.seen.insert(id) {
+                    continue;
                 }
+                if level <= SUMMED_LEVEL {
+                    match self.summary(id, level) {
+                        Err(_) if planted(Fault::DamagedNodeSkipped) => {}
+                        summary => self.marks.apply(&summary?.0),
+                    }
+                    continue;
+                }
+                self.add_nodes(&[id], &mut own)?;
+                let here = node(self.repo, id, level)?;
+                stack.extend(here.slots().iter().flatten().map(|id| (*id, level - 1)));
             }
+            self.marks.apply(&own);
         }
         Ok(())
     }
 
-    /// Marks nodes; returns those that were not marked before.
-    fn unmarked(&mut self, nodes: &[(ChunkId, u8)]) -> Result<Vec<(ChunkId, u8)>> {
-        let ids: Vec<ChunkId> = nodes.iter().map(|(id, _)| *id).collect();
-        self.marks.references += ids.len() as u64;
-        let found = self.locate(&ids)?;
-        let mut fresh = Vec::new();
-        for (node, location) in nodes.iter().zip(found) {
-            let Some(location) = location else {
-                let text = format!("image-tree node {} is in no pack of this repository", node.0);
-                return Err(Error::new(ErrorKind::Damaged, text));
-            };
-            if self.marks.set(&location) {
-                fresh.push(*node);
+    /// Everything a small subtree needs, its root included; and whether it lacks nothing.
+    fn summary(&mut self, root: ChunkId, level: u8) -> Result<(Summary, bool)> {
+        let holds = |s: &Summary| s.packs().all(|(pack, _)| self.usable.contains(pack));
+        if let Some(summary) = self.known.get(root).filter(holds) {
+            return Ok((summary, true));
+        }
+        let mut summary = Summary::default();
+        self.add_nodes(&[root], &mut summary)?;
+        let here = node(self.repo, root, level)?;
+        let slots: Vec<ChunkId> = here.slots().iter().flatten().copied().collect();
+        let mut whole = true;
+        if level == 0 {
+            for (id, found) in slots.iter().zip(self.locate(&slots)?) {
+                match found {
+                    Some(l) => summary.add(&l),
+                    None => {
+                        whole = false;
+                        self.marks.missing.insert(*id);
+                    }
+                }
+            }
+        } else {
+            for id in slots {
+                let (below, all) = self.summary(id, level - 1)?;
+                summary.extend(&below);
+                whole &= all;
             }
         }
-        Ok(fresh)
+        summary.settle();
+        // One that lacks something, or lies where it should not, is found anew the next time.
+        if whole && summary.packs().all(|(pack, _)| self.usable.contains(pack)) {
+            self.fresh.push((root, summary.clone()));
+            if self.fresh.len() >= SUMMARIES {
+                self.known.put(std::mem::take(&mut self.fresh));
+            }
+        }
+        Ok((summary, whole))
     }
 
-    /// Marks the data chunks that were collected.
-    fn flush(&mut self) -> Result<()> {
-        let ids = std::mem::take(&mut self.leaves);
-        self.marks.references += ids.len() as u64;
-        let found = self.locate(&ids)?;
-        for (id, location) in ids.iter().zip(found) {
-            match location {
-                Some(l) => _ = self.marks.set(&l),
-                None => _ = self.marks.missing.insert(*id),
-            }
+    fn add_nodes(&self, nodes: &[ChunkId], summary: &mut Summary) -> Result<()> {
+        for (id, found) in nodes.iter().zip(self.locate(nodes)?) {
+            let Some(location) = found else {
+                let text = format!("image-tree node {id} is in no pack of this repository");
+                return Err(Error::new(ErrorKind::Damaged, text));
+            };
+            summary.add(&location);
         }
         Ok(())
     }

@@ -11,23 +11,30 @@ mod decide;
 mod mark;
 mod repack;
 mod roots;
+mod summary;
 mod sweep;
 
+use std::ops::AddAssign;
+use std::sync::Arc;
+
 use backstay_format::PackId;
-use backstay_format::gc::{Generation, Plan, SeenSession};
-use jiff::SignedDuration;
+use backstay_format::gc::{End, Generation, Plan, SeenSession};
+use jiff::{SignedDuration, Timestamp};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::PackSet;
-use crate::key::ObjectKey;
+use crate::key::{Folder, ObjectKey};
+use crate::planted::{Fault, planted};
 use crate::progress::Progress;
 use crate::record;
 use crate::repository::{Inner, consolidate, load_point_cached};
-use crate::session::{self, SessionInfo};
+use crate::session::{self, Newest, SessionInfo};
 
 use decide::Decision;
 use mark::mark;
 use roots::Roots;
+pub(crate) use summary::MemorySummaries;
+use summary::{RocksSummaries, Summaries};
 
 /// How a collection goes about its work.
 #[derive(Clone, Debug)]
@@ -73,6 +80,49 @@ impl Amount {
         self.packs += 1;
         self.bytes += bytes;
     }
+}
+
+impl AddAssign for Amount {
+    fn add_assign(&mut self, other: Self) {
+        self.packs += other.packs;
+        self.bytes += other.bytes;
+    }
+}
+
+/// The newest collection, as far as its records tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastCollection {
+    /// Its number.
+    pub generation: Generation,
+    /// When it ended, by its collector's clock; nothing while it waits for sessions, or while its
+    /// collector is at work or has died.
+    pub ended: Option<Timestamp>,
+    /// When it was planned; nothing once it has ended.
+    pub planned: Option<Timestamp>,
+    /// Packs that it deleted, or that it has condemned when it has not ended.
+    pub packs: u64,
+}
+
+/// Reads what the newest collection left. Nothing if there was none.
+pub(crate) fn last_collection(repo: &Inner) -> Result<Option<LastCollection>> {
+    let newest = session::newest(repo)?;
+    let generation = newest.generation;
+    if generation == Generation::default() {
+        return Ok(None);
+    }
+    if newest.ended {
+        let end: End = record::get(repo, ObjectKey::GcEnd(generation))?;
+        let packs = end.deleted.len() as u64;
+        return Ok(Some(LastCollection {
+            generation,
+            ended: Some(end.time),
+            planned: None,
+            packs,
+        }));
+    }
+    let plan: Plan = record::get(repo, ObjectKey::GcPlan(generation))?;
+    let packs = plan.condemned.len() as u64;
+    Ok(Some(LastCollection { generation, ended: None, planned: Some(plan.time), packs }))
 }
 
 /// What a collection did, or would do.
@@ -132,9 +182,9 @@ pub(crate) fn collect(
         }
     }
     let Some(plan) = make_plan(repo, options, &mut report, progress)? else { return Ok(report) };
-    if sweep::sweep(repo, plan, options, &mut report, progress)?
-        && let Err(error) = consolidate(repo)
-    {
+    let done = sweep::sweep(repo, plan, options, &mut report, progress)?;
+    repo.storage().refill_reserve();
+    if done && let Err(error) = consolidate(repo) {
         // The collection is over. What index objects say is derived, and the next one tries again.
         tracing::warn!(%error, "the index objects were not merged");
     }
@@ -152,24 +202,40 @@ fn make_plan(
     let newest = session::newest(repo)?;
     // Spoken for already: what the last collection could not delete yet, or on a dry run what one
     // that waits has condemned.
-    let condemned = session::condemned(repo, newest)?;
+    let condemned = session::condemned(repo, newest).map_err(cleared_away)?;
     repo.synchronise()?;
     // The packs first: whoever wrote one of these is either among the sessions that are listed
     // next, or over, and then its point is among the points listed after them.
     let mut candidates = repo.index()?.packs();
-    candidates.retain(|(id, _)| !condemned.contains(id));
+    let mut spoken_for = Amount::default();
+    candidates.retain(|(id, info)| {
+        let free = !condemned.contains(id);
+        if !free {
+            spoken_for.add(info.len);
+        }
+        free
+    });
     let roots = roots::gather(repo)?;
     if !options.dry_run {
         report.buried += bury(repo, &roots)?;
     }
-    // The packs of points that were committed since must be known, too.
+    // Once more: of the points just listed some were not there yet when the packs were listed.
     repo.synchronise()?;
-    let marks = mark(repo, &roots.points, &PackSet::new(), progress)?;
+    let known = summaries(repo)?;
+    let marks = mark(repo, &roots.points, &PackSet::new(), &*known, progress)
+        .map_err(|e| overtaken_or(repo, newest, e))?;
+    if !marks.missing().is_empty() && session::newest(repo)? != newest {
+        return Err(overtaken());
+    }
     report.points = roots.points.len() as u64;
     report.references += marks.references();
     report.missing_chunks = marks.missing().len() as u64;
     let mut decision = decide::decide(&candidates, &marks, &roots, options);
     decision.tell(report);
+    if options.dry_run {
+        // What an earlier collection condemned would go first, or is under a retention lock.
+        *(if newest.ended { &mut report.locked } else { &mut report.later }) += spoken_for;
+    }
     // Packs of a writer that seems to be dead: the plan notes its last sign of life, and a later
     // collection fences it if there was none since.
     let suspects = decision.undecided && roots.any_writer_older_than(repo, options.stale_after);
@@ -216,7 +282,8 @@ fn write_plan(
 /// created `key` in the place of one that was cleared away long ago: nobody heeds it, and it goes.
 fn check_newest(repo: &Inner, generation: Generation, key: ObjectKey) -> Result<()> {
     let newest = session::newest(repo)?;
-    if newest.generation == generation && !newest.ended {
+    let as_known = newest.generation == generation && !newest.ended;
+    if as_known || planted(Fault::StaleVerdictHeeded) {
         return Ok(());
     }
     match repo.storage().delete(key) {
@@ -225,9 +292,50 @@ fn check_newest(repo: &Inner, generation: Generation, key: ObjectKey) -> Result<
     }
 }
 
+/// What cannot be followed may have been removed, and taken by another collection, meanwhile: then
+/// nothing is damaged.
+fn overtaken_or(repo: &Inner, known: Newest, e: Error) -> Error {
+    match session::newest(repo) {
+        Ok(newest) if is_missing(&e) && newest != known => overtaken(),
+        _ => e,
+    }
+}
+
+/// The objects of a collection go when a later one is over.
+fn cleared_away(e: Error) -> Error {
+    if e.kind() == ErrorKind::NotFound { overtaken() } else { e }
+}
+
+/// Whether the error says that something needed is not there.
+fn is_missing(e: &Error) -> bool {
+    matches!(e.kind(), ErrorKind::Damaged | ErrorKind::NotFound)
+}
+
 fn overtaken() -> Error {
     let text = "another collection runs at the same time; this one leaves the work to it";
     Error::new(ErrorKind::Busy, text)
+}
+
+/// What earlier collections of this host remember. Damage that was found since may mean that other
+/// copies count now: then nothing is remembered.
+fn summaries(repo: &Inner) -> Result<Arc<dyn Summaries>> {
+    let known: Arc<dyn Summaries> = match repo.marks_dir() {
+        None => repo.summaries().clone(),
+        Some(dir) => match RocksSummaries::open(&dir) {
+            Ok(known) => Arc::new(known),
+            Err(error) => {
+                tracing::warn!(%error, "all references are followed");
+                Arc::new(MemorySummaries::default())
+            }
+        },
+    };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"1");
+    for key in repo.storage().list(Folder::Quarantine)? {
+        hasher.update(key.path().as_bytes());
+    }
+    known.stamp(hasher.finalize().as_bytes());
+    Ok(known)
 }
 
 /// Deletes the records of removed points that nothing holds: first the point, then its removal, so
@@ -235,18 +343,23 @@ fn overtaken() -> Error {
 fn bury(repo: &Inner, roots: &Roots) -> Result<u64> {
     let mut buried = 0;
     for &id in &roots.removed {
-        // What cannot be read may be a fence, which must stay; it stays hidden.
-        match load_point_cached(repo, id) {
-            Ok(Some(_)) => {}
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
-            _ => continue,
+        let mut keys = match load_point_cached(repo, id) {
+            Ok(Some(_)) => vec![ObjectKey::Point(id), ObjectKey::Removal(id)],
+            // Gone already; or a fence came in its place, which must stay and is no point.
+            Ok(None) => vec![ObjectKey::Removal(id)],
+            Err(e) if e.kind() == ErrorKind::NotFound => vec![ObjectKey::Removal(id)],
+            // What cannot be read may be a fence; it stays hidden.
+            Err(_) => continue,
+        };
+        if planted(Fault::RemovalDeletedFirst) {
+            keys.reverse();
         }
-        for key in [ObjectKey::Point(id), ObjectKey::Removal(id)] {
+        for key in keys {
             match repo.storage().delete(key) {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 // Under a retention lock; it stays hidden.
-                Err(e) if e.kind() == ErrorKind::Denied => break,
+                Err(e) if matches!(e.kind(), ErrorKind::Locked | ErrorKind::Denied) => break,
                 Err(e) => return Err(e),
             }
         }

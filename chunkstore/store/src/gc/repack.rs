@@ -36,7 +36,7 @@ pub(super) fn repack(
         purpose: "collection".into(),
     };
     let (lease, condemned) = Lease::register(repo, request)?;
-    let packer = Packer::start(repo.clone(), lease.id(), condemned)?;
+    let packer = Packer::start_vital(repo.clone(), lease.id(), condemned)?;
     let mut codec = Codec::new()?;
     progress.total("repacked bytes", decision.live_bytes);
     for pack in decision.thin.clone() {

@@ -9,7 +9,8 @@ use jiff::SignedDuration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Folder, ObjectKey};
-use crate::repository::{Inner, load_point_cached, pins, removals};
+use crate::planted::{Fault, planted};
+use crate::repository::{Inner, PinInfo, load_point_cached, pins, removals};
 use crate::session::{SessionInfo, open_sessions};
 
 /// What must stay.
@@ -46,13 +47,17 @@ impl Roots {
 /// - Sessions before points: a writer that is not seen as open was over, and its point, if it
 ///   committed one, is seen.
 pub(super) fn gather(repo: &Inner) -> Result<Roots> {
-    let removals = removals(repo)?;
+    let early = planted(Fault::PointsBeforeSessions).then(|| repo.storage().list(Folder::Points));
+    let mut removed = removals(repo)?;
     let pins = pins(repo)?;
     let sessions = open_sessions(repo)?;
-    let mut held: BTreeSet<PointId> = pins.iter().map(|p| p.point).collect();
-    held.extend(sessions.iter().flat_map(|s| s.holds.iter().copied()));
+    if planted(Fault::RemovalsAfterSessions) {
+        removed = removals(repo)?;
+    }
+    let removals = removed;
+    let held = held(repo, &pins, &sessions);
     let mut points = Vec::new();
-    for key in repo.storage().list(Folder::Points)? {
+    for key in early.unwrap_or_else(|| repo.storage().list(Folder::Points))? {
         let ObjectKey::Point(id) = key else { continue };
         if removals.contains(&id) && !held.contains(&id) {
             continue;
@@ -63,12 +68,29 @@ pub(super) fn gather(repo: &Inner) -> Result<Roots> {
             Ok(None) => {}
             // Buried by another collection since the listing.
             Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(_) if planted(Fault::DamagedPointSkipped) => {}
             Err(e) if e.kind() == ErrorKind::Damaged => return Err(unknown_needs(id, e)),
             Err(e) => return Err(e),
         }
     }
-    let removed = removals.difference(&held).copied().collect();
+    let mut removed: Vec<PointId> = removals.difference(&held).copied().collect();
+    if planted(Fault::HeldPointsBuried) {
+        removed = removals.into_iter().collect();
+    }
     Ok(Roots { points, removed, sessions })
+}
+
+/// The points that somebody keeps.
+fn held(repo: &Inner, pins: &[PinInfo], sessions: &[SessionInfo]) -> BTreeSet<PointId> {
+    let keeps = |s: &&SessionInfo| {
+        let reader = s.kind == SessionKind::Reader;
+        let age = repo.entropy().now().duration_since(s.created);
+        let old = planted(Fault::HoldsEndByClock) && age > SignedDuration::from_hours(24);
+        !(old || reader && planted(Fault::HoldsIgnored))
+    };
+    let sessions = sessions.iter().filter(keeps).flat_map(|s| s.holds.iter().copied());
+    let pins = pins.iter().filter(|_| !planted(Fault::PinsIgnored)).map(|p| p.point);
+    pins.chain(sessions).collect()
 }
 
 fn unknown_needs(id: PointId, e: Error) -> Error {

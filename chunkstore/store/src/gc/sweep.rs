@@ -8,13 +8,18 @@ use crate::error::{ErrorKind, Result};
 use crate::index::{ChunkLocation, PackInfo, PackSet};
 use crate::key::{Folder, ObjectKey};
 use crate::pack::read_footer;
+use crate::planted::{Fault, planted};
 use crate::progress::Progress;
 use crate::record;
 use crate::repository::Inner;
-use crate::session::{self, SessionInfo};
+use crate::session::{self, Newest, SessionInfo};
 
 use super::mark::{Marks, mark};
-use super::{Amount, CollectOptions, CollectReport, check_newest, roots};
+use super::roots::Roots;
+use super::{
+    Amount, CollectOptions, CollectReport, check_newest, cleared_away, is_missing, overtaken_or,
+    roots, summaries,
+};
 
 /// Ends of past collections that are kept: a node that comes back learns from them that packs were
 /// collected and not lost.
@@ -29,26 +34,37 @@ pub(super) fn sweep(
     progress: &dyn Progress,
 ) -> Result<bool> {
     report.generation = generation;
-    let plan: Plan = record::get(repo, ObjectKey::GcPlan(generation))?;
+    let plan: Plan = record::get(repo, ObjectKey::GcPlan(generation)).map_err(cleared_away)?;
+    // A node that is new here does not know the packs yet that it is to tell the sizes of.
+    repo.synchronise()?;
     let packs: BTreeMap<PackId, PackInfo> = repo.index()?.packs().into_iter().collect();
     let verdict = match record::get::<Verdict>(repo, ObjectKey::GcVerdict(generation)) {
         Ok(verdict) => verdict,
         Err(e) if e.kind() == ErrorKind::NotFound => {
+            let early = planted(Fault::RootsBeforeWriters).then(|| roots::gather(repo));
             report.waiting_for = older_writers(repo, &plan, options, report)?;
             if !report.waiting_for.is_empty() {
                 report.later = amount(&plan.condemned, &packs);
                 return Ok(false);
             }
-            judge(repo, &plan, report, progress)?
+            judge(repo, &plan, early.transpose()?, report, progress)?
         }
         Err(e) => return Err(e),
     };
+    // Ours or another's: where the first verdict was cleared away long ago, this is not it.
+    check_newest(repo, generation, ObjectKey::GcVerdict(generation))?;
     report.later = Amount::default();
+    if planted(Fault::EndBeforeDeletes) {
+        let deleted = verdict.doomed.clone();
+        let (kept, locked, time) = (Vec::new(), Vec::new(), repo.entropy().now());
+        let end = End { generation, deleted, kept, locked, time };
+        put_first(repo, ObjectKey::GcEnd(generation), &end)?;
+    }
     let (deleted, locked) = delete(repo, &verdict, &packs, report)?;
     let doomed: HashSet<&PackId> = verdict.doomed.iter().collect();
     let kept: Vec<PackId> =
         plan.condemned.iter().filter(|p| !doomed.contains(p)).copied().collect();
-    report.kept = amount(&kept, &packs);
+    report.kept += amount(&kept, &packs);
     let end = End { generation, deleted, kept, locked, time: repo.entropy().now() };
     // The packs are gone: only now may writers stop to avoid those that stay.
     put_first(repo, ObjectKey::GcEnd(generation), &end)?;
@@ -74,6 +90,9 @@ fn older_writers(
     report: &mut CollectReport,
 ) -> Result<Vec<SessionInfo>> {
     let mut waiting = Vec::new();
+    if planted(Fault::NoWaitForWriters) {
+        return Ok(waiting);
+    }
     for s in session::open_sessions(repo)? {
         if s.kind != SessionKind::Writer || s.epoch >= plan.generation {
             continue;
@@ -91,35 +110,56 @@ fn older_writers(
     Ok(waiting)
 }
 
-/// Marks once more and writes the verdict (FORMAT.md, rule O11). From here on nothing can refer to a doomed pack: who
-/// could have is over, and who registered since the plan takes it for absent.
+/// Marks once more and writes the verdict (FORMAT.md, rule O11). From here on nothing can refer to
+/// a doomed pack: who could have is over, and who registered since the plan takes it for absent.
 fn judge(
     repo: &Inner,
     plan: &Plan,
+    early: Option<Roots>,
     report: &mut CollectReport,
     progress: &dyn Progress,
 ) -> Result<Verdict> {
+    let key = ObjectKey::GcVerdict(plan.generation);
+    match doomed(repo, plan, early, report, progress) {
+        Ok(doomed) => {
+            let time = repo.entropy().now();
+            put_first(repo, key, &Verdict { generation: plan.generation, doomed, time })
+        }
+        // A point may have been removed since, and another collector have judged after that.
+        Err(e) if is_missing(&e) => {
+            let known = Newest { generation: plan.generation, ended: false };
+            record::get(repo, key).map_err(|_| overtaken_or(repo, known, e))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The condemned packs that nothing needs.
+fn doomed(
+    repo: &Inner,
+    plan: &Plan,
+    early: Option<Roots>,
+    report: &mut CollectReport,
+    progress: &dyn Progress,
+) -> Result<Vec<PackId>> {
+    if planted(Fault::NoSecondMark) {
+        return Ok(plan.condemned.clone());
+    }
     let condemned: PackSet = plan.condemned.iter().copied().collect();
-    let roots = roots::gather(repo)?;
-    // After the points: the packs they need are listed now.
+    let roots = early.map_or_else(|| roots::gather(repo), Ok)?;
+    // After the points: each was committed when its packs were there.
     repo.synchronise()?;
-    let marks = mark(repo, &roots.points, &condemned, progress)?;
+    let known = summaries(repo)?;
+    let marks = mark(repo, &roots.points, &condemned, &*known, progress)?;
     report.references += marks.references();
     let mut doomed = Vec::new();
     let mut relied_on = HashSet::new();
     for &pack in &plan.condemned {
-        if marks.pack(pack).is_some() {
-            continue;
-        }
-        if agrees(repo, pack, &marks, &mut relied_on)? {
+        if marks.pack(pack).is_none() && agrees(repo, pack, &marks, &mut relied_on)? {
             doomed.push(pack);
         }
     }
-    let verdict = Verdict { generation: plan.generation, doomed, time: repo.entropy().now() };
-    let key = ObjectKey::GcVerdict(plan.generation);
-    let verdict = put_first(repo, key, &verdict)?;
-    check_newest(repo, plan.generation, key)?;
-    Ok(verdict)
+    Ok(doomed)
 }
 
 /// Whether a pack may go by what it says itself: every entry stands in the index where the pack has
@@ -131,6 +171,9 @@ fn agrees(
     marks: &Marks,
     relied_on: &mut HashSet<PackId>,
 ) -> Result<bool> {
+    if planted(Fault::FootersNotCompared) {
+        return Ok(true);
+    }
     let footer = match read_footer(repo.storage(), repo.config().id, repo.keys(), pack) {
         Ok(footer) => footer,
         // Gone already: by a collector that died before it wrote the end.
@@ -164,7 +207,10 @@ fn put_first<R: backstay_format::record::Record + Clone>(
 ) -> Result<R> {
     match record::put(repo, key, record) {
         Ok(()) => Ok(record.clone()),
-        Err(e) if e.kind() == ErrorKind::Exists => record::get(repo, key),
+        Err(e) if e.kind() == ErrorKind::Exists && planted(Fault::SecondJudge) => {
+            Ok(record.clone())
+        }
+        Err(e) if e.kind() == ErrorKind::Exists => record::get(repo, key).map_err(cleared_away),
         Err(e) => Err(e),
     }
 }
@@ -183,7 +229,7 @@ fn delete(
             Ok(()) => report.freed.add(len),
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             // A retention lock: a later collection tries again.
-            Err(e) if e.kind() == ErrorKind::Denied => {
+            Err(e) if matches!(e.kind(), ErrorKind::Locked | ErrorKind::Denied) => {
                 report.locked.add(len);
                 locked.push(pack);
                 continue;
@@ -192,7 +238,12 @@ fn delete(
         }
         deleted.push(pack);
         match repo.storage().delete(ObjectKey::Parity(pack)) {
-            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Denied) => {
+            Err(e)
+                if !matches!(
+                    e.kind(),
+                    ErrorKind::NotFound | ErrorKind::Locked | ErrorKind::Denied
+                ) =>
+            {
                 return Err(e);
             }
             _ => {}
@@ -213,7 +264,12 @@ fn forget_old(repo: &Inner, generation: Generation) -> Result<()> {
             continue;
         }
         match repo.storage().delete(key) {
-            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Denied) => {
+            Err(e)
+                if !matches!(
+                    e.kind(),
+                    ErrorKind::NotFound | ErrorKind::Locked | ErrorKind::Denied
+                ) =>
+            {
                 return Err(e);
             }
             _ => {}

@@ -6,6 +6,7 @@ use parking_lot::RwLock;
 
 use super::{COPIES_MAX, ChunkIndex, ChunkLocation, PackInfo, PackSet};
 use crate::error::Result;
+use crate::planted::{Fault, planted};
 
 /// An index in memory. Its size is that of the repository: for tests, and for reading where no
 /// cache directory can be written.
@@ -72,7 +73,12 @@ impl ChunkIndex for MemoryIndex {
         state.packs.insert(pack, info);
         for (n, e) in entries.iter().enumerate().filter(|(_, e)| !bad.contains(&e.id)) {
             let location = ChunkLocation::new(pack, info.kind, n, e);
-            state.chunks.entry(e.id).or_default().push(location);
+            let copies = state.chunks.entry(e.id).or_default();
+            if planted(Fault::TwinsCountAsNone) && copies.iter().any(|l| l.pack == pack) {
+                copies.retain(|l| l.pack != pack);
+                continue;
+            }
+            copies.push(location);
         }
         Ok(())
     }
@@ -104,7 +110,9 @@ impl ChunkIndex for MemoryIndex {
     fn drop_packs(&self, packs: &[PackId]) -> Result<()> {
         let mut state = self.state.write();
         state.forget(packs);
-        state.complete.clear();
+        if !planted(Fault::VanishedBaseTrusted) {
+            state.complete.clear();
+        }
         state.objects.clear();
         Ok(())
     }

@@ -10,7 +10,7 @@ use backstay_format::{FormatError, PackId, RepoId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::ObjectKey;
 use crate::keys::Keys;
-use crate::storage::Storage;
+use crate::storage::{Keep, RangeRead, Storage};
 
 /// What a pack says of itself.
 #[derive(Debug)]
@@ -53,10 +53,12 @@ pub(crate) fn read_footer(
         return Err(damaged(FormatError::damaged("length", format!("{len} bytes is no pack"))));
     }
     let mut head = [0u8; header::LEN];
-    storage.read_at(key, 0, &mut head)?;
     let tail_len = FOOTER_READ.min(len);
     let mut tail = vec![0u8; usize::try_from(tail_len).unwrap_or(0)];
-    storage.read_at(key, len - tail_len, &mut tail)?;
+    storage.read_many(&mut [
+        RangeRead { key, offset: 0, buf: &mut head, keep: Keep::No },
+        RangeRead { key, offset: len - tail_len, buf: &mut tail, keep: Keep::No },
+    ])?;
     let (rest, end) = tail.split_at(tail.len() - trailer::LEN);
     let t = PackTrailer::decode(end, len).map_err(damaged)?;
     // The trailer vouches for the version, so whatever is odd about the header is damage.

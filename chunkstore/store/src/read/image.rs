@@ -10,9 +10,10 @@ use quick_cache::sync::Cache;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::Inner;
+use crate::session::Piece;
 
 use super::fetch::{ReadScratch, Wanted, fetch};
-use super::tree::node;
+use super::tree::{bring_nodes, node};
 
 /// Leaves a reader keeps at hand besides the shared node cache: 8,192 cover 32 GiB.
 const LEAVES_MAX: usize = 8 * 1024;
@@ -194,7 +195,10 @@ impl ImageReader {
                 None => out.fill(0),
             }
         }
-        fetch(&s.repo, PackKind::Data, &mut wanted, scratch)
+        scratch.once = true;
+        let fetched = fetch(&s.repo, PackKind::Data, &mut wanted, scratch);
+        scratch.once = false;
+        fetched
     }
 
     /// The chunk at each index from `first` on, `count` of them.
@@ -210,6 +214,47 @@ impl ImageReader {
             out.push(node.and_then(|n| n.slots()[slot(ChunkIndex(i))]));
         }
         Ok(out)
+    }
+
+    /// The roots of whole subtrees, in the order asked. A subtree may be higher than this tree only
+    /// where this tree has nothing; neighbours below one node cost one look at it.
+    pub(crate) fn subtree_roots(&self, pieces: &[Piece]) -> Result<Vec<Option<ChunkId>>> {
+        let s = &*self.shared;
+        let fanout = NODE_FANOUT as u64;
+        let mut out = Vec::with_capacity(pieces.len());
+        let mut parent: Option<(u8, u64, Option<Arc<Node>>)> = None;
+        for p in pieces {
+            if p.level >= s.levels {
+                let whole = p.level == s.levels && p.number == 0;
+                out.push(s.root.filter(|_| whole));
+                continue;
+            }
+            let number = p.number / fanout;
+            if parent.as_ref().is_none_or(|(l, n, _)| (*l, *n) != (p.level, number)) {
+                parent = Some((p.level, number, self.node_at(p.level, number)?));
+            }
+            let node = parent.as_ref().and_then(|(_, _, node)| node.as_ref());
+            out.push(node.and_then(|n| n.slots()[slot(ChunkIndex(p.number))]));
+        }
+        Ok(out)
+    }
+
+    /// Node `number` of those at `level`; nothing where it would be a hole.
+    fn node_at(&self, level: u8, number: u64) -> Result<Option<Arc<Node>>> {
+        let s = &*self.shared;
+        let mut at = s.levels - 1;
+        if number / chunks_below(at - level) != 0 {
+            return Ok(None);
+        }
+        let Some(root) = s.root else { return Ok(None) };
+        let mut here = node(&s.repo, root, at)?;
+        while at > level {
+            at -= 1;
+            let below = number / chunks_below(at - level);
+            let Some(id) = here.slots()[slot(ChunkIndex(below))] else { return Ok(None) };
+            here = node(&s.repo, id, at)?;
+        }
+        Ok(Some(here))
     }
 
     fn read_batch(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -286,7 +331,14 @@ impl ImageReader {
             }
             levels -= 1;
             let slot = (index / chunks_below(levels)) % NODE_FANOUT as u64;
-            next = here.slots()[usize::try_from(slot).unwrap_or(0)];
+            let slot = usize::try_from(slot).unwrap_or(0);
+            next = here.slots()[slot];
+            if next.is_some_and(|id| !s.repo.nodes().holds(&id)) {
+                // A reader who goes on needs those that follow.
+                let siblings: Vec<ChunkId> =
+                    here.slots()[slot..].iter().flatten().copied().collect();
+                bring_nodes(&s.repo, &siblings, levels - 1);
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkIndex, PackInfo};
 use crate::key::{Folder, ObjectKey};
 use crate::pack::read_footer;
+use crate::planted::{Fault, planted};
 
 use super::gate::Gate;
 use super::rounds::{Next, Rounds, Search};
@@ -154,7 +155,7 @@ impl Adopter {
             .filter_map(|k| if let ObjectKey::Pack(id) = k { Some(id) } else { None })
             .collect();
         let gone = difference(&known, &stored);
-        if !gone.is_empty() {
+        if !gone.is_empty() && !planted(Fault::VanishedPacksKept) {
             tracing::warn!(packs = gone.len(), "packs have vanished from the repository");
             index.drop_packs(&gone)?;
         }

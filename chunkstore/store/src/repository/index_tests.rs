@@ -120,6 +120,7 @@ fn store(repo: &Repository, disk: &[u8]) -> RecoveryPoint {
         parent: None,
         read_bytes: 0,
         hole_bytes: 0,
+        copied_from: None,
     };
     session.commit(new, vec![record]).unwrap()
 }

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 use backstay_format::config::RepoConfig;
@@ -11,7 +12,8 @@ use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 
 use crate::entropy::Entropy;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::gc::MemorySummaries;
 use crate::index::{ChunkIndex, IndexChoice, MemoryIndex, RocksIndex};
 use crate::keys::Keys;
 use crate::owner;
@@ -40,6 +42,8 @@ pub(crate) struct Inner {
     keys: Arc<Keys>,
     entropy: Arc<dyn Entropy>,
     index_choice: IndexChoice,
+    /// What collections remember where the index is in memory.
+    summaries: Arc<MemorySummaries>,
     index: Mutex<Option<Arc<dyn ChunkIndex>>>,
     adopter: Arc<Adopter>,
     pending: Pending,
@@ -81,6 +85,7 @@ impl Inner {
             keys,
             entropy,
             index_choice,
+            summaries: Arc::default(),
             index: Mutex::new(None),
             adopter: Arc::new(Adopter::new(source, options.background)),
             pending: Pending::default(),
@@ -130,6 +135,18 @@ impl Inner {
         &self.owner
     }
 
+    /// Where collections keep what they remember; nothing where the index is in memory.
+    pub(crate) fn marks_dir(&self) -> Option<PathBuf> {
+        match &self.index_choice {
+            IndexChoice::Directory(dir) => Some(dir.join("marks")),
+            IndexChoice::Memory => None,
+        }
+    }
+
+    pub(crate) fn summaries(&self) -> &Arc<MemorySummaries> {
+        &self.summaries
+    }
+
     pub(crate) fn nodes(&self) -> &NodeCache {
         &self.nodes
     }
@@ -164,6 +181,20 @@ impl Inner {
         Ok(index)
     }
 
+    /// An index in memory in the place of one whose directory is full or may not be written any
+    /// more: that must hinder no reader. Other errors stay errors.
+    fn without_directory(&self, e: Error) -> Result<()> {
+        let full = matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::Denied);
+        if !full || matches!(self.index_choice, IndexChoice::Memory) {
+            return Err(e);
+        }
+        tracing::warn!(error = %e, "the index directory cannot be used; reading all pack footers into memory");
+        let index: Arc<dyn ChunkIndex> = Arc::new(MemoryIndex::default());
+        self.adopter.complete(&*index)?;
+        *self.index.lock() = Some(index);
+        Ok(())
+    }
+
     fn open_index(&self) -> Result<Arc<dyn ChunkIndex>> {
         let IndexChoice::Directory(dir) = &self.index_choice else {
             return Ok(Arc::new(MemoryIndex::default()));
@@ -182,7 +213,10 @@ impl Inner {
     /// were there at the call, and none that was gone.
     pub(crate) fn synchronise(&self) -> Result<()> {
         let index = self.index()?;
-        self.adopter.complete(&*index)
+        match self.adopter.complete(&*index) {
+            Err(e) => self.without_directory(e),
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Begins to look for chunks, before the first lookup; see [`Inner::look_again`].
@@ -193,7 +227,10 @@ impl Inner {
     /// Waits until looking again may find what the index did not know: as packs are adopted, in the
     /// background where there may be threads. `false`: all packs are known, and no more is to come.
     pub(crate) fn look_again(&self, search: &mut Search) -> Result<bool> {
-        self.adopter.look_again(search, self.index()?)
+        match self.adopter.look_again(search, self.index()?) {
+            Err(e) => self.without_directory(e).map(|()| true),
+            more => more,
+        }
     }
 
     pub(super) fn pending_tables(&self) -> &Pending {
@@ -243,7 +280,8 @@ impl Inner {
         let sender = slot.get_or_insert_with(|| {
             let (sender, receiver) = bounded(PREFETCH_QUEUE);
             // Without threads the queue has no reader and refuses everything.
-            for n in 0..self.fetch_threads {
+            let distant = self.storage.advice().reads;
+            for n in 0..if self.background { self.fetch_threads.max(distant) } else { 0 } {
                 let receiver = receiver.clone();
                 // Without the thread readers fetch for themselves, only later.
                 let _ = std::thread::Builder::new()

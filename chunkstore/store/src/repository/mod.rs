@@ -8,6 +8,7 @@ mod gate;
 #[cfg(test)]
 mod index_tests;
 mod inner;
+mod parallel;
 mod removal;
 mod rounds;
 mod slots;
@@ -21,33 +22,37 @@ use backstay_format::limits::POINT_PAYLOAD_MAX;
 use backstay_format::limits::SMALL_PAYLOAD_MAX;
 use backstay_format::point::{DiskRecord, RecoveryPoint};
 use backstay_format::session::{Fence, Owner};
-use backstay_format::{ChunkId, ChunkSize, PackId, PointId, RepoId, magic};
+use backstay_format::{ChunkId, ChunkSize, PackId, PointId, RepoId, SlotId, magic};
 use jiff::Timestamp;
 
 use crate::check::{self, CheckOptions, CheckReport, PackCheckReport};
 use crate::diff::{self, DiffExtent};
 use crate::entropy::{Entropy, SystemEntropy, array};
 use crate::error::{Error, ErrorKind, Result};
-use crate::gc::{self, CollectOptions, CollectReport};
+use crate::gc::{self, CollectOptions, CollectReport, LastCollection};
 use crate::index::IndexChoice;
 use crate::key::{Folder, ObjectKey};
 use crate::keys::Keys;
 use crate::location::Location;
+use crate::planted::{Fault, planted};
 use crate::progress::Progress;
 use crate::read::ImageReader;
 use crate::record;
-use crate::secret::Unlock;
+use crate::secret::{RecoveryKey, Unlock};
 use crate::session::{self, SessionInfo, WriteSession};
-use crate::storage::{LocalStorage, Storage};
+use crate::storage::{self, Advice, Storage};
 
 pub(crate) use consolidate::consolidate;
 pub(crate) use inner::Inner;
 pub use removal::{Cause, Hold, Keeper, PinInfo, RemovalReport};
 pub(crate) use removal::{check_present, pins, removals};
-pub use slots::KeySlotInfo;
+pub use slots::{KeyRotation, KeySlotInfo};
 
 /// Bytes a small object has besides its payload.
 const ENVELOPE_OVERHEAD: u64 = 64;
+
+/// The label of the slot of a recovery key.
+const RECOVERY_LABEL: &str = "recovery key";
 
 /// What is chosen when a repository is made.
 #[derive(Clone, Debug)]
@@ -70,20 +75,25 @@ pub struct OpenOptions {
     pub cache_bytes: u64,
     /// Threads that fetch ahead of readers.
     pub fetch_threads: usize,
+    /// Most bytes of packs kept in the cache directory, for storage far away; 0: none.
+    pub disk_cache_bytes: u64,
     /// Whether the repository may work in threads of its own: fetch ahead, write packs, learn of
-    /// packs while reads go on, give signs of life. Without, every call does all of its work itself: for tests that hold the order.
+    /// packs while reads go on, give signs of life. Without, every call does all of its work
+    /// itself: for tests that hold the order.
     pub background: bool,
     /// Who stands behind the sessions; this process when nothing is given.
     pub owner: Option<Owner>,
 }
 
 impl OpenOptions {
-    /// 256 MiB of decoded chunks and two threads that fetch ahead.
+    /// 256 MiB of decoded chunks, two threads that fetch ahead, and 4 GiB of a distant storage's
+    /// packs on disk.
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
         Self {
             cache_dir: cache_dir.into(),
             cache_bytes: 256 << 20,
             fetch_threads: 2,
+            disk_cache_bytes: 4 << 30,
             background: true,
             owner: None,
         }
@@ -128,11 +138,21 @@ impl Repository {
         options: &InitOptions,
         first_key: &Unlock,
     ) -> Result<RepoConfig> {
+        Self::init_with_recovery(location, options, first_key, None)
+    }
+
+    /// [`Repository::init`] with a recovery key beside the first key, from the first moment on.
+    pub fn init_with_recovery(
+        location: &Location,
+        options: &InitOptions,
+        first_key: &Unlock,
+        recovery: Option<&RecoveryKey>,
+    ) -> Result<RepoConfig> {
         if options.encryption == Encryption::Aes256Gcm {
             check_key_given(first_key)?;
         }
-        let storage = LocalStorage::create_real(location.path())?;
-        Self::init_on(&storage, options, first_key, &SystemEntropy)
+        let storage = storage::create(location)?;
+        Self::init_on_with_recovery(&*storage, options, first_key, recovery, &SystemEntropy)
     }
 
     /// [`Repository::init`] on any storage.
@@ -142,6 +162,17 @@ impl Repository {
         first_key: &Unlock,
         entropy: &dyn Entropy,
     ) -> Result<RepoConfig> {
+        Self::init_on_with_recovery(storage, options, first_key, None, entropy)
+    }
+
+    /// [`Repository::init_with_recovery`] on any storage.
+    pub fn init_on_with_recovery(
+        storage: &dyn Storage,
+        options: &InitOptions,
+        first_key: &Unlock,
+        recovery: Option<&RecoveryKey>,
+        entropy: &dyn Entropy,
+    ) -> Result<RepoConfig> {
         let id = RepoId::from_bytes(array(entropy));
         let master = match options.encryption {
             Encryption::Aes256Gcm => Keys::generate(entropy),
@@ -149,10 +180,14 @@ impl Repository {
         };
         let keys = Keys::new(master, options.encryption);
         if options.encryption == Encryption::Aes256Gcm {
-            let slot = keys.wrap(id, first_key, "first key", options.time, entropy)?;
-            let bytes =
-                slot.encode(id).map_err(|e| Error::format("cannot write the key slot", e))?;
-            storage.put(ObjectKey::Slot(slot.id), &[&bytes])?;
+            let recovery = recovery.map(|key| Unlock::RecoveryKey(key.clone()));
+            let recovery = recovery.as_ref().map(|key| (key, RECOVERY_LABEL));
+            for (key, label) in [(first_key, "first key")].into_iter().chain(recovery) {
+                let slot = keys.wrap(id, key, label, options.time, entropy)?;
+                let bytes =
+                    slot.encode(id).map_err(|e| Error::format("cannot write the key slot", e))?;
+                storage.put(ObjectKey::Slot(slot.id), &[&bytes])?;
+            }
         }
         let mut config = RepoConfig {
             id,
@@ -175,10 +210,13 @@ impl Repository {
     /// `unlock` opens no key slot. `Damaged`: the configuration is. `Unsupported`: it was made by a
     /// newer program.
     pub fn open(location: &Location, unlock: &Unlock, options: &OpenOptions) -> Result<Repository> {
-        let storage = Arc::new(LocalStorage::open_real(location.path())?);
+        let storage = storage::open(location)?;
         let config = load_config(&*storage)?;
-        let dir = options.cache_dir.join(config.id.to_string()).join(index_name(location));
-        let index = IndexChoice::Directory(dir);
+        let dir = options.cache_dir.join(config.id.to_string());
+        let place = place_name(location);
+        let blocks = dir.join(format!("packs-1-{place}"));
+        let storage = storage::with_disk_cache(storage, blocks, options.disk_cache_bytes);
+        let index = IndexChoice::Directory(dir.join(format!("index-3-{place}")));
         Self::open_on(storage, location.clone(), unlock, options, index, Arc::new(SystemEntropy))
     }
 
@@ -205,7 +243,7 @@ impl Repository {
 
     /// What anybody may know: id, chunk size, encryption. Needs no key, so it is not verified.
     pub fn read_config(location: &Location) -> Result<RepoConfig> {
-        load_config(&LocalStorage::open_real(location.path())?)
+        load_config(&*storage::open(location)?)
     }
 
     #[cfg(feature = "testkit")]
@@ -223,6 +261,11 @@ impl Repository {
         &self.location
     }
 
+    /// How its storage wants to be used.
+    pub fn advice(&self) -> Advice {
+        self.inner.storage().advice()
+    }
+
     /// All recovery points. A damaged record does not hide the others. Records never change, so
     /// those read before are not read again.
     pub fn points(&self) -> Result<PointList> {
@@ -236,18 +279,17 @@ impl Repository {
 
     fn list_points(
         &self,
-        read: impl Fn(PointId) -> Result<Option<Arc<RecoveryPoint>>>,
+        read: impl Fn(PointId) -> Result<Option<Arc<RecoveryPoint>>> + Sync,
     ) -> Result<PointList> {
         let mut list = PointList { points: Vec::new(), damaged: Vec::new() };
         // The removals last: a point that was listed may be removed and gone a moment later.
         let keys = self.inner.storage().list(Folder::Points)?;
         let removed = removals(&self.inner)?;
-        for key in keys {
-            let ObjectKey::Point(id) = key else { continue };
-            if removed.contains(&id) {
-                continue;
-            }
-            match read(id) {
+        let shown = |id: &PointId| !removed.contains(id) || planted(Fault::RemovalsNotAsked);
+        let of_point = |key| if let ObjectKey::Point(id) = key { Some(id) } else { None };
+        let ids: Vec<PointId> = keys.into_iter().filter_map(of_point).filter(shown).collect();
+        for (id, point) in parallel::map(self.advice().reads, &ids, |id| (*id, read(*id))) {
+            match point {
                 Ok(Some(point)) => list.points.push((*point).clone()),
                 // A fence in a point's place.
                 Ok(None) => {}
@@ -290,6 +332,7 @@ impl Repository {
     /// [`Repository::begin`], with what others read of what it is for.
     pub fn begin_for(&self, base: Option<&RecoveryPoint>, purpose: &str) -> Result<WriteSession> {
         self.inner.storage().tidy()?;
+        self.inner.storage().refill_reserve();
         WriteSession::begin(self.inner.clone(), base, purpose)
     }
 
@@ -324,9 +367,9 @@ impl Repository {
         location: &Location,
         progress: &dyn Progress,
     ) -> Result<PackCheckReport> {
-        let storage = LocalStorage::open_real(location.path())?;
-        let config = load_config(&storage)?;
-        check::check_packs(&storage, config.id, progress)
+        let storage = storage::open(location)?;
+        let config = load_config(&*storage)?;
+        check::check_packs(&*storage, config.id, progress)
     }
 
     /// The copies of chunks that reads through this repository found damaged: pack, chunk and
@@ -343,6 +386,11 @@ impl Repository {
         progress: &dyn Progress,
     ) -> Result<CollectReport> {
         gc::collect(&self.inner, options, progress)
+    }
+
+    /// The newest collection; nothing if there was none. Reads one listing and one record.
+    pub fn last_collection(&self) -> Result<Option<LastCollection>> {
+        gc::last_collection(&self.inner)
     }
 
     /// Learns of packs that others wrote.
@@ -367,20 +415,57 @@ impl Repository {
 
     /// The key slots of the repository at `location`. Needs no key.
     pub fn key_slots(location: &Location) -> Result<Vec<KeySlotInfo>> {
-        let storage = LocalStorage::open_real(location.path())?;
-        let config = load_config(&storage)?;
-        slots::list(&storage, &config)
+        let storage = storage::open(location)?;
+        let config = load_config(&*storage)?;
+        slots::list(&*storage, &config)
+    }
+
+    /// The key slots, oldest first. Those that are damaged are left out.
+    pub fn keys(&self) -> Result<Vec<KeySlotInfo>> {
+        slots::list(self.inner.storage(), self.inner.config())
     }
 
     /// Adds a key. Durable when this returns.
     pub fn add_key(&self, new: &Unlock, label: &str, time: Timestamp) -> Result<KeySlotInfo> {
         check_key_given(new)?;
-        slots::add(&self.inner, new, label, time)
+        slots::add(&self.inner, new, label, None, time)
     }
 
-    /// Removes the key slot `id`, written whole. The last one is never removed.
+    /// Adds a recovery key that is to take the place of the slot `old`, which stays until
+    /// [`Repository::remove_key`]: the caller shows the new key first. Durable when this returns.
+    pub fn add_recovery_key(
+        &self,
+        new: &RecoveryKey,
+        old: Option<SlotId>,
+        time: Timestamp,
+    ) -> Result<KeySlotInfo> {
+        slots::add(&self.inner, &Unlock::RecoveryKey(new.clone()), RECOVERY_LABEL, old, time)
+    }
+
+    /// Removes the key slot `id`, written whole. The last one is never removed (`Invalid`), also
+    /// when several are removed at once.
     pub fn remove_key(&self, id: &str) -> Result<()> {
         slots::remove(&self.inner, id)
+    }
+
+    /// The key slot with the id `which` or, if there is none, the only one with that label.
+    /// `NotFound` if there is none, `Invalid` if several have the label.
+    pub fn find_key(&self, which: &str) -> Result<KeySlotInfo> {
+        slots::find(self.inner.storage(), self.inner.config(), which)
+    }
+
+    /// Puts `new` in the place of the key slot `which` (see [`Repository::find_key`]), with the old
+    /// label unless another is given. The new key is durable before the old one is removed; killed
+    /// in between, both open, and [`KeySlotInfo::replaces`] of the new one names the old.
+    pub fn rotate_key(
+        &self,
+        which: &str,
+        new: &Unlock,
+        label: Option<&str>,
+        time: Timestamp,
+    ) -> Result<KeyRotation> {
+        check_key_given(new)?;
+        slots::rotate(&self.inner, which, new, label, time)
     }
 }
 
@@ -426,14 +511,18 @@ fn check_key_given(unlock: &Unlock) -> Result<()> {
     }
 }
 
-/// The index's directory: a copy of a repository has the same id and soon other packs, so each
-/// place has an index of its own.
-fn index_name(location: &Location) -> String {
+/// What tells places apart: a copy of a repository has the same id and soon other packs, so each
+/// place has an index and a cache of its own.
+fn place_name(location: &Location) -> String {
     use std::os::unix::ffi::OsStrExt;
-    let path = std::fs::canonicalize(location.path());
-    let path = path.unwrap_or_else(|_| location.path().to_path_buf());
-    let hash = blake3::hash(path.as_os_str().as_bytes()).to_hex();
-    format!("index-3-{}", &hash[..16])
+    let hash = match location.directory() {
+        Some(directory) => {
+            let path = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_path_buf());
+            blake3::hash(path.as_os_str().as_bytes())
+        }
+        None => blake3::hash(location.to_string().as_bytes()),
+    };
+    hash.to_hex()[..16].to_owned()
 }
 
 fn load_config(storage: &dyn Storage) -> Result<RepoConfig> {

@@ -12,7 +12,7 @@ use crate::index::ChunkLocation;
 use crate::read::ImageReader;
 
 use super::packer::{Candidate, Codec, Packer};
-use super::tree_builder::TreeBuilder;
+use super::tree_builder::{Piece, TreeBuilder};
 
 /// Working memory of one writing thread: reused from call to call.
 #[derive(Debug)]
@@ -57,6 +57,8 @@ pub struct ImageWriter {
 struct Tree {
     builder: TreeBuilder,
     codec: Option<Codec>,
+    /// A call broke off half way: nobody knows what the tree holds.
+    broken: bool,
 }
 
 /// Data handed in at once: a run of stored chunks must stay small beside a pack.
@@ -79,7 +81,7 @@ impl ImageWriter {
             size_bytes,
             chunk_size,
             base,
-            tree: Mutex::new(Tree { builder, codec: None }),
+            tree: Mutex::new(Tree { builder, codec: None, broken: false }),
         }
     }
 
@@ -121,6 +123,54 @@ impl ImageWriter {
         self.tree
             .lock()
             .update(|builder, store| builder.set_holes(first.0, count, store), &self.packer)
+    }
+
+    /// The size of its chunks.
+    pub fn chunk_size(&self) -> ChunkSize {
+        self.chunk_size
+    }
+
+    /// How many chunks from the disk's start on [`ImageWriter::keep`] takes: all where the base has
+    /// this disk in the same size; the whole chunks that both have where it was resized, because
+    /// a chunk cut short by one end is another chunk; none without a base whose chunks are all
+    /// known to be there ([`crate::WriteSession::trust_base`]).
+    pub fn keepable(&self) -> u64 {
+        let Some(base) = &self.base else { return 0 };
+        if base.size_bytes() == self.size_bytes {
+            return self.chunk_size.chunk_count(self.size_bytes);
+        }
+        base.size_bytes().min(self.size_bytes) / u64::from(self.chunk_size.bytes())
+    }
+
+    /// Tells that `count` chunks from `first` on are as in the base. No chunk is read: whole
+    /// subtrees of the base are taken over, so that the cost follows the depth of the tree and not
+    /// the length of the run. The chunks must be told of in no other way, as with
+    /// [`ImageWriter::write_chunks`]; order and threads do not matter.
+    ///
+    /// `Invalid`: the run goes beyond [`ImageWriter::keepable`]. `Damaged`: the base's tree cannot
+    /// be read here. Nothing was told then, so the caller can read the run and write it.
+    pub fn keep(&self, first: ChunkIndex, count: u64) -> Result<()> {
+        let end = first.0.checked_add(count).filter(|end| *end <= self.keepable());
+        let (Some(base), Some(end)) = (&self.base, end) else {
+            let text = format!(
+                "{count} chunks from {} on cannot be kept: the base vouches for the first {} of                  disk '{}'",
+                first.0,
+                self.keepable(),
+                self.name
+            );
+            return Err(Error::new(ErrorKind::Invalid, text));
+        };
+        // With another size the base's last subtrees hold chunks that are not on this disk, or
+        // lack some that are.
+        let same_end = base.size_bytes() == self.size_bytes;
+        let pieces: Vec<Piece> = self.tree.lock().builder.pieces(first.0, end, same_end).collect();
+        let roots = base.subtree_roots(&pieces)?;
+        self.tree.lock().update(
+            |builder, store| {
+                pieces.iter().zip(roots).try_for_each(|(p, r)| builder.set_piece(*p, r, store))
+            },
+            &self.packer,
+        )
     }
 
     /// Ends the disk. Its record goes to [`crate::WriteSession::commit`].
@@ -206,14 +256,20 @@ impl Tree {
         change: impl FnOnce(&mut TreeBuilder, &mut dyn FnMut(&Node) -> Result<ChunkId>) -> Result<()>,
         packer: &Packer,
     ) -> Result<()> {
+        if self.broken {
+            let text = "the disk was not written whole: an earlier call failed";
+            return Err(Error::new(ErrorKind::Aborted, text));
+        }
         let codec = &mut self.codec;
-        change(&mut self.builder, &mut |node| {
+        let changed = change(&mut self.builder, &mut |node| {
             let codec = match codec {
                 Some(codec) => codec,
                 None => codec.insert(Codec::new()?),
             };
             store_node(packer, node, codec)
-        })
+        });
+        self.broken = changed.is_err();
+        changed
     }
 }
 

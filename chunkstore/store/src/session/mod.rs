@@ -1,6 +1,7 @@
 //! Writing: a session takes chunks from many threads, fills packs, and ends with one recovery
 //! point or with nothing.
 
+mod base;
 mod generations;
 mod image_writer;
 mod lease;
@@ -10,7 +11,9 @@ mod tree_builder;
 
 use std::sync::Arc;
 
-use backstay_format::point::{Consistency, DiskRecord, Origin, PointStats, RecoveryPoint};
+use backstay_format::point::{
+    Consistency, CopiedFrom, DiskRecord, Origin, PointStats, RecoveryPoint,
+};
 use backstay_format::record::Record;
 use backstay_format::session::{Fence, SessionKind};
 use backstay_format::{PointId, magic};
@@ -19,16 +22,18 @@ use jiff::Timestamp;
 use crate::entropy::array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::ObjectKey;
+use crate::planted::{Fault, planted};
 use crate::read::ImageReader;
 use crate::record;
 use crate::repository::{Inner, check_present};
 
-pub(crate) use generations::{condemned, newest};
+pub(crate) use generations::{Newest, condemned, newest};
 pub use image_writer::{ChunkStats, ImageWriter, WriteScratch};
 pub(crate) use lease::{Lease, Request as LeaseRequest};
 pub use open::SessionInfo;
 pub(crate) use open::{clear, fence, open_sessions, retire_dead};
 pub(crate) use packer::{Candidate, Codec, Packer};
+pub(crate) use tree_builder::Piece;
 
 /// What the caller knows of a new recovery point.
 #[derive(Clone, Debug)]
@@ -49,6 +54,8 @@ pub struct NewPoint {
     pub read_bytes: u64,
     /// Bytes that were holes.
     pub hole_bytes: u64,
+    /// What it is a copy of.
+    pub copied_from: Option<CopiedFrom>,
 }
 
 /// One backup being written. Shared by threads through `&self`; dropped without commit, it leaves
@@ -60,6 +67,8 @@ pub struct WriteSession {
     repo: Arc<Inner>,
     packer: Arc<Packer>,
     base: Option<RecoveryPoint>,
+    /// The point that is held as base, whether or not it is trusted.
+    held: Option<PointId>,
     lease: Arc<Lease>,
 }
 
@@ -72,19 +81,27 @@ impl WriteSession {
         let request = LeaseRequest {
             id: PointId::from_bytes(array(repo.entropy())),
             kind: SessionKind::Writer,
-            holds: base.iter().map(|p| p.id).collect(),
+            holds: base.iter().map(|p| p.id).filter(|_| !planted(Fault::BaseNotHeld)).collect(),
             purpose: purpose.to_owned(),
         };
         // O9: registered before anything is looked up: no collection may take what is found then.
+        if planted(Fault::PacksListedTooEarly) {
+            repo.synchronise()?;
+        }
         let (lease, condemned) = Lease::register(&repo, request)?;
-        repo.synchronise()?;
+        if !planted(Fault::PacksListedTooEarly) {
+            repo.synchronise()?;
+        }
         // The base is trusted only if every chunk of it is known to be in a present pack, and if
         // it is not removed: asked after the registration, which holds it from then on.
         let index = repo.index()?;
-        let present = |p: &&RecoveryPoint| check_present(&repo, p.id).is_ok();
-        let base = base.filter(|p| index.is_complete(p.id)).filter(present).cloned();
+        let present =
+            |id: &PointId| planted(Fault::RemovedBaseUsed) || check_present(&repo, *id).is_ok();
+        let held = base.map(|p| p.id).filter(present);
+        let trusted = |p: &&RecoveryPoint| held == Some(p.id) && index.is_complete(p.id);
+        let base = base.filter(trusted).cloned();
         let packer = Packer::start(repo.clone(), lease.id(), condemned)?;
-        Ok(Self { repo, packer, base, lease })
+        Ok(Self { repo, packer, base, held, lease })
     }
 
     /// The session's id, which the point will have.
@@ -110,10 +127,17 @@ impl WriteSession {
         ImageReader::new(self.repo.clone(), disk).ok()
     }
 
+    /// Makes what was stored so far durable, so that it can be read back before the commit. Nothing
+    /// may be stored meanwhile.
+    pub fn flush(&self) -> Result<()> {
+        self.packer.barrier().map(drop)
+    }
+
     /// Makes everything durable, then writes the recovery point. When this returns `Ok` the point
     /// survives a power cut (FORMAT.md, rules O2 and O3); on an error there is no point.
     pub fn commit(self, new: NewPoint, disks: Vec<DiskRecord>) -> Result<RecoveryPoint> {
-        let stored_bytes = self.packer.barrier()?;
+        let early = planted(Fault::PointBeforePacks);
+        let stored_bytes = if early { 0 } else { self.packer.barrier()? };
         let stored = self.packer.stats();
         let point = RecoveryPoint {
             id: self.lease.id(),
@@ -131,6 +155,7 @@ impl WriteSession {
                 stored_bytes,
             },
             note: new.note,
+            copied_from: new.copied_from,
         };
         let invalid = |e| Error::format("the recovery point cannot be written", e);
         point.check(self.repo.config().chunk_size).map_err(invalid)?;
@@ -144,16 +169,26 @@ impl WriteSession {
         self.lease.check_ours()?;
         self.lease.check_not_overtaken()?;
         // O2: the packs are durable by now, so the point may become visible.
+        if planted(Fault::SessionEndsFirst) {
+            self.lease.end();
+        }
         self.put_point(key, &bytes)?;
+        if early {
+            self.packer.barrier()?;
+        }
         let index = self.repo.index()?;
         index.set_complete(point.id)?;
         index.publish()?;
         Ok(point)
     }
 
-    /// The compare-and-swap of the commit (rule O10): the point takes its place unless a fence is there.
+    /// The compare-and-swap of the commit (rule O10): the point takes its place unless a fence is
+    /// there.
     fn put_point(&self, key: ObjectKey, bytes: &[u8]) -> Result<()> {
         let Err(e) = self.repo.storage().put(key, &[bytes]) else { return Ok(()) };
+        if planted(Fault::FenceIgnored) && e.kind() == ErrorKind::Exists {
+            return Ok(());
+        }
         if e.kind() != ErrorKind::Exists {
             // Whether it is there is not known; the registration stays, so that nothing is taken.
             self.lease.abandon();

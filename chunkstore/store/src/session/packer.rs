@@ -1,4 +1,4 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -13,13 +13,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkLocation, PackInfo, PackSet};
 use crate::key::ObjectKey;
 use crate::pack::{ClosedPack, OpenPack, Reservation};
+use crate::planted::{Fault, planted};
 use crate::repository::Inner;
 use crate::seal::{Decoder, Encoder, seal};
 
-/// Threads that store finished packs: one can write while another waits for its sync.
-const WRITERS: usize = 2;
-/// Finished packs waiting for a writer. With one being filled and one at each writer, a session
-/// holds at most four packs of 32 MiB in memory.
+/// Finished packs waiting for a writer. There are as many writers as suit the storage: with two,
+/// one can write while another waits for its sync, and with the pack being filled a session holds
+/// at most four packs of 32 MiB in memory.
 const QUEUE: usize = 1;
 
 /// Fills packs and hands them to writer threads.
@@ -30,6 +30,8 @@ pub(crate) struct Packer {
     session: PointId,
     /// Packs that a collection wants to delete: what they hold counts as absent.
     condemned: Arc<PackSet>,
+    /// Whether the packs may use the reserve of a full disk.
+    vital: bool,
     state: Mutex<State>,
     idle: Condvar,
     queue: Mutex<Option<Sender<Box<ClosedPack>>>>,
@@ -38,8 +40,8 @@ pub(crate) struct Packer {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The pack being filled, one a kind.
-    open: HashMap<PackKind, OpenPack>,
+    /// The pack being filled, one a kind; in order, so that a seed names one run.
+    open: BTreeMap<PackKind, OpenPack>,
     /// Full packs that wait for reserved bytes still being sealed.
     closing: HashMap<PackId, OpenPack>,
     /// Chunks of this session that are not in the index yet.
@@ -97,12 +99,33 @@ impl Packer {
         session: PointId,
         condemned: Arc<PackSet>,
     ) -> Result<Arc<Self>> {
+        Self::launch(repo, session, condemned, false)
+    }
+
+    /// The same for collecting and repairing, which must work on a full disk: the packs may use its
+    /// reserve.
+    pub(crate) fn start_vital(
+        repo: Arc<Inner>,
+        session: PointId,
+        condemned: Arc<PackSet>,
+    ) -> Result<Arc<Self>> {
+        Self::launch(repo, session, condemned, true)
+    }
+
+    fn launch(
+        repo: Arc<Inner>,
+        session: PointId,
+        condemned: Arc<PackSet>,
+        vital: bool,
+    ) -> Result<Arc<Self>> {
         let (sender, receiver) = bounded(QUEUE);
-        let writers = if repo.background() { WRITERS } else { 0 };
+        let distant = repo.storage().advice().writes.max(1);
+        let writers = if repo.background() { distant } else { 0 };
         let packer = Arc::new(Self {
             repo,
             session,
             condemned,
+            vital,
             state: Mutex::default(),
             idle: Condvar::new(),
             queue: Mutex::new(Some(sender)),
@@ -133,6 +156,9 @@ impl Packer {
         ids: &[ChunkId],
         found: &mut Vec<Option<ChunkLocation>>,
     ) -> Result<()> {
+        if planted(Fault::CondemnedPacksUsed) {
+            return self.repo.index()?.get_many(ids, &PackSet::new(), found);
+        }
         self.repo.index()?.get_many(ids, &self.condemned, found)
     }
 
@@ -149,6 +175,9 @@ impl Packer {
             state.check()?;
             // Two threads that meet the same new chunk: one stores it.
             chunks.retain(|c| state.unindexed.insert(c.id));
+            if planted(Fault::StoresTwice) || planted(Fault::TwinsCountAsNone) {
+                chunks.extend(chunks.clone());
+            }
         }
         if chunks.is_empty() {
             return Ok(0);
@@ -167,6 +196,9 @@ impl Packer {
         for c in chunks {
             let start = bytes.len();
             let encoding = codec.encoder.encode(c.raw, sealed, &mut bytes);
+            if planted(Fault::CodecSpoils) || planted(Fault::DecodeNotChecked) {
+                bytes[start] ^= 0x40;
+            }
             entries.push(PackEntry {
                 id: c.id,
                 offset: start as u32,
@@ -187,7 +219,9 @@ impl Packer {
             if let Some(key) = &place.key {
                 seal(key, kind, entry, stored);
             }
-            self.check_decodes(kind, place.key.as_deref(), entry, stored, c.raw, codec)?;
+            if !planted(Fault::DecodeNotChecked) {
+                self.check_decodes(kind, place.key.as_deref(), entry, stored, c.raw, codec)?;
+            }
         }
         self.hand_in(kind, &place, bytes, &entries)
     }
@@ -262,7 +296,7 @@ impl Packer {
             let mut state = self.state.lock();
             state.check()?;
             assert!(state.closing.is_empty(), "no chunk is being stored during a barrier");
-            state.open.drain().map(|(_, p)| p).collect()
+            std::mem::take(&mut state.open).into_values().collect()
         };
         for pack in packs {
             self.enqueue(pack)?;
@@ -286,6 +320,7 @@ impl Packer {
                     state.unindexed.remove(&e.id);
                 }
             }
+            Err(_) if planted(Fault::FailedPackIgnored) => {}
             Err(e) => state.set_failed(&e),
         }
         self.idle.notify_all();
@@ -294,7 +329,12 @@ impl Packer {
     fn put_pack(&self, pack: &ClosedPack) -> Result<()> {
         self.state.lock().check()?;
         let id = pack.header.pack_id;
-        self.repo.storage().put(ObjectKey::Pack(id), &pack.slices())?;
+        let (storage, key) = (self.repo.storage(), ObjectKey::Pack(id));
+        if self.vital {
+            storage.put_vital(key, &pack.slices())?;
+        } else {
+            storage.put(key, &pack.slices())?;
+        }
         // O5: only now, when the pack is durable, may the index learn of it.
         let info = PackInfo::new(&pack.header, pack.entries.len(), pack.len());
         self.repo.index()?.add_pack(id, info, &pack.entries)?;

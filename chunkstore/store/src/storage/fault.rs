@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::Storage;
+use super::{Advice, Storage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Folder, ObjectKey};
 
@@ -85,12 +85,24 @@ impl Storage for FaultStorage {
         self.call("put", || self.inner.put(key, parts))
     }
 
+    fn put_vital(&self, key: ObjectKey, parts: &[&[u8]]) -> Result<()> {
+        self.call("put_vital", || self.inner.put_vital(key, parts))
+    }
+
+    fn refill_reserve(&self) {
+        self.inner.refill_reserve();
+    }
+
     fn get(&self, key: ObjectKey, max: u64) -> Result<Vec<u8>> {
         self.call("get", || self.inner.get(key, max))
     }
 
     fn read_at(&self, key: ObjectKey, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.call("read_at", || self.inner.read_at(key, offset, buf))
+    }
+
+    fn advice(&self) -> Advice {
+        self.inner.advice()
     }
 
     fn size(&self, key: ObjectKey) -> Result<u64> {
@@ -103,6 +115,10 @@ impl Storage for FaultStorage {
 
     fn delete(&self, key: ObjectKey) -> Result<()> {
         self.call("delete", || self.inner.delete(key))
+    }
+
+    fn claim(&self, what: &str) -> Result<Box<dyn Send>> {
+        self.call("claim", || self.inner.claim(what))
     }
 
     fn tidy(&self) -> Result<()> {

@@ -2,23 +2,30 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use quick_cache::sync::Cache;
 
 use super::Storage;
+use super::reserve::Reserve;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Folder, ObjectKey};
-use crate::vfs::{RealFs, Vfs, VfsRead};
+use crate::planted::{Fault, planted};
+use crate::vfs::{RealFs, Vfs, VfsRead, VfsWrite};
 
 /// A directory of the local (or a mounted) file system.
 ///
 /// An object is written to a temporary file, synced, renamed without overwriting, and its directory
 /// is synced (FORMAT.md, rules O1 and O4). A writer that dies leaves at most a temporary file,
 /// which the next writer removes.
+///
+/// A file named `reserve` keeps some space back for a full disk: objects other than packs, and
+/// packs stored by [`Storage::put_vital`], may use it.
 #[derive(Debug)]
 pub struct LocalStorage {
     root: PathBuf,
     fs: Arc<dyn Vfs>,
+    reserve: Reserve,
     open_files: Cache<ObjectKey, Arc<dyn VfsRead>>,
     next_temp: AtomicU64,
     /// Distinguishes the temporary files of this storage from those of others.
@@ -30,6 +37,10 @@ pub struct LocalStorage {
 const OPEN_FILES_MAX: usize = 256;
 
 const TEMP_DIR: &str = "tmp";
+
+/// How often, and how far apart, a claim that another holds is asked for: five seconds in all.
+const CLAIM_TRIES: u32 = 250;
+const CLAIM_PAUSE: Duration = Duration::from_millis(20);
 
 impl LocalStorage {
     /// Makes the directories of a new repository in `root`, which must be missing or empty.
@@ -86,6 +97,7 @@ impl LocalStorage {
     fn new(root: &Path, fs: Arc<dyn Vfs>, temp_tag: &str) -> Self {
         Self {
             root: root.to_path_buf(),
+            reserve: Reserve::new(fs.clone(), root),
             fs,
             open_files: Cache::new(OPEN_FILES_MAX),
             next_temp: AtomicU64::new(0),
@@ -107,18 +119,71 @@ impl LocalStorage {
         }
     }
 
-    fn try_put(&self, temp: &Path, key: ObjectKey, parts: &[&[u8]]) -> io::Result<()> {
+    fn new_temp(&self) -> PathBuf {
+        let n = self.next_temp.fetch_add(1, Ordering::Relaxed);
+        self.root.join(TEMP_DIR).join(format!("{}-{n}", self.temp_tag))
+    }
+
+    /// Each try has a temporary file of its own: after a failed write or sync nothing is known of
+    /// the old one (FORMAT.md, rule O6).
+    fn try_put(&self, key: ObjectKey, parts: &[&[u8]]) -> io::Result<()> {
+        let temp = self.new_temp();
+        self.write(&temp, key, parts).inspect_err(|_| {
+            // Frees the space on a full disk; the name is ours alone.
+            let _ = self.fs.remove(&temp);
+        })
+    }
+
+    fn write(&self, temp: &Path, key: ObjectKey, parts: &[&[u8]]) -> io::Result<()> {
         let path = self.path(key);
         let dir = path.parent().unwrap_or(&self.root);
         let mut file = self.fs.create_new(temp)?;
         for part in parts {
             file.write_all(part)?;
         }
-        file.sync()?;
+        let early = planted(Fault::RenamedBeforeSync);
+        if early {
+            self.fs.rename_new(temp, &path)?;
+        }
+        let synced = if planted(Fault::FileNotSynced) { Ok(()) } else { file.sync() };
+        match synced {
+            Err(_) if planted(Fault::SyncTriedAgain) => file.sync()?,
+            synced => synced?,
+        }
         // The file stays ours until it has its name, or a clean-up would take it for a dead one.
-        self.fs.rename_new(temp, &path)?;
+        if !early {
+            self.name(temp, &path)?;
+        }
         drop(file);
-        self.fs.sync_dir(dir)
+        if planted(Fault::DirectoryNotSynced) { Ok(()) } else { self.fs.sync_dir(dir) }
+    }
+
+    /// Gives a finished file its name, which must be free.
+    fn name(&self, temp: &Path, path: &Path) -> io::Result<()> {
+        match self.fs.rename_new(temp, path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && planted(Fault::PutReplaces) => {
+                self.fs.remove(path)?;
+                self.fs.rename_new(temp, path)
+            }
+            named => named,
+        }
+    }
+}
+
+/// A claim: an owned file in `tmp`, which a clean-up takes away when its process has died.
+#[derive(Debug)]
+struct Claim {
+    fs: Arc<dyn Vfs>,
+    path: PathBuf,
+    file: Option<Box<dyn VfsWrite>>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Removed while it is still owned, so that it cannot be the next holder's file. If it
+        // stays, it has no owner any more and the next one to ask takes it away.
+        let _ = self.fs.remove(&self.path);
+        self.file = None;
     }
 }
 
@@ -155,14 +220,28 @@ fn check_empty(root: &Path, names: &[String]) -> Result<()> {
 }
 
 impl Storage for LocalStorage {
+    /// Packs leave the reserve alone; all other objects are small, and are what a full disk needs.
     fn put(&self, key: ObjectKey, parts: &[&[u8]]) -> Result<()> {
-        let n = self.next_temp.fetch_add(1, Ordering::Relaxed);
-        let temp = self.root.join(TEMP_DIR).join(format!("{}-{n}", self.temp_tag));
-        self.try_put(&temp, key, parts).map_err(|e| {
-            // Frees the space on a full disk; the name is ours alone.
-            let _ = self.fs.remove(&temp);
-            Error::io(format!("cannot write {key}"), e)
-        })
+        if !matches!(key, ObjectKey::Pack(_)) {
+            return self.put_vital(key, parts);
+        }
+        let bytes = parts.iter().map(|p| p.len() as u64).sum();
+        self.reserve
+            .leave(bytes)
+            .and_then(|()| self.try_put(key, parts))
+            .map_err(|e| Error::io(format!("cannot write {key}"), e))
+    }
+
+    fn put_vital(&self, key: ObjectKey, parts: &[&[u8]]) -> Result<()> {
+        self.reserve
+            .vital(|| self.try_put(key, parts))
+            .map_err(|e| Error::io(format!("cannot write {key}"), e))
+    }
+
+    fn refill_reserve(&self) {
+        if let Err(error) = self.reserve.refill(&self.new_temp()) {
+            tracing::debug!(%error, "no space could be reserved");
+        }
     }
 
     fn get(&self, key: ObjectKey, max: u64) -> Result<Vec<u8>> {
@@ -180,7 +259,11 @@ impl Storage for LocalStorage {
     }
 
     fn read_at(&self, key: ObjectKey, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.file(key)?.read_exact_at(buf, offset).map_err(|e| {
+        let read = self.file(key)?.read_exact_at(buf, offset);
+        if planted(Fault::ShortReadAccepted) {
+            return Ok(());
+        }
+        read.map_err(|e| {
             if e.kind() == io::ErrorKind::UnexpectedEof {
                 return Error::new(
                     ErrorKind::Damaged,
@@ -218,10 +301,33 @@ impl Storage for LocalStorage {
 
     fn delete(&self, key: ObjectKey) -> Result<()> {
         let path = self.path(key);
-        self.fs.remove(&path).map_err(|e| Error::io(format!("cannot remove {key}"), e))?;
+        let cannot = |e| Error::io(format!("cannot remove {key}"), e);
+        // Some file systems need space even for removing.
+        self.reserve.vital(|| self.fs.remove(&path)).map_err(cannot)?;
         self.open_files.remove(&key);
         let dir = path.parent().unwrap_or(&self.root);
-        self.fs.sync_dir(dir).map_err(|e| Error::io(format!("cannot remove {key}"), e))
+        self.fs.sync_dir(dir).map_err(cannot)
+    }
+
+    fn claim(&self, what: &str) -> Result<Box<dyn Send>> {
+        let path = self.root.join(TEMP_DIR).join(format!("claim-{what}"));
+        for _ in 0..CLAIM_TRIES {
+            match self.reserve.vital(|| self.fs.create_new(&path)) {
+                Ok(file) => {
+                    let file = Some(file);
+                    return Ok(Box::new(Claim { fs: self.fs.clone(), path, file }));
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Error::io(format!("cannot claim {what}"), e)),
+            }
+            // A holder that died left it; it may also vanish right now. Then ask again at once.
+            if !matches!(self.fs.remove_if_unowned(&path), Ok(false)) {
+                continue;
+            }
+            std::thread::sleep(CLAIM_PAUSE);
+        }
+        let text = format!("another process holds the claim of {what} for too long");
+        Err(Error::new(ErrorKind::Busy, text))
     }
 
     /// Temporary files whose writer is gone.

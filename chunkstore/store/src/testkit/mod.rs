@@ -1,5 +1,6 @@
 //! Tools for tests: a file system that loses power, and randomness that repeats.
 
+pub mod conformance;
 pub mod fuzz;
 mod index;
 mod sim_fs;
@@ -8,10 +9,25 @@ use std::fmt;
 
 use parking_lot::Mutex;
 
-use crate::entropy::Entropy;
+use backstay_format::{ChunkId, PackId};
 
+use crate::entropy::Entropy;
+use crate::error::Result;
+use crate::pack::read_footer;
+use crate::repository::Repository;
+
+pub use crate::planted::{Fault, plant};
 pub use index::lookup;
 pub use sim_fs::SimFs;
+
+/// Makes the index of an opened repository forget where the chunks of a pack are, though it knows
+/// the pack: an index that is wrong.
+pub fn forget_chunks(repo: &Repository, pack: PackId) -> Result<()> {
+    let inner = repo.inner();
+    let footer = read_footer(inner.storage(), inner.config().id, inner.keys(), pack)?;
+    let ids: Vec<ChunkId> = footer.entries.iter().map(|e| e.id).collect();
+    inner.index()?.drop_copies(pack, &ids)
+}
 
 /// Random bytes from a seed: the same seed, the same bytes.
 pub struct SeededEntropy(Mutex<blake3::OutputReader>);

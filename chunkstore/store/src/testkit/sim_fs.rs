@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::testkit::SeededEntropy;
-use crate::vfs::{Vfs, VfsRead, VfsWrite};
+use crate::vfs::{Space, Vfs, VfsRead, VfsWrite};
 
 /// A file system in memory that can lose power.
 ///
@@ -27,8 +27,8 @@ struct State {
     changes: u64,
     /// The change at which the power goes; it does not happen any more.
     cut_at: Option<u64>,
-    /// Bytes that may still be written before the disk is full.
-    space: Option<u64>,
+    /// Bytes the disk holds: those of its files, and [`NAME_COST`] for each name.
+    capacity: Option<u64>,
     /// Whether syncs do nothing: the control that shows that a test would notice.
     lying_sync: bool,
 }
@@ -42,6 +42,9 @@ struct Inode {
     /// Where each write since the last sync ends.
     pending: Vec<usize>,
     owned: bool,
+    /// Bytes set aside without being written, and whether that is durable.
+    allocated: u64,
+    allocated_durable: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -57,6 +60,9 @@ enum Entry {
     File(usize),
     Dir,
 }
+
+/// Bytes that a name takes, so that a full disk also refuses new files and directories.
+const NAME_COST: u64 = 64;
 
 /// What a call answers once the power is gone.
 fn power_cut() -> io::Error {
@@ -78,7 +84,7 @@ impl SimFs {
             dirs,
             changes: 0,
             cut_at: None,
-            space: None,
+            capacity: None,
             lying_sync: false,
         };
         Self { state: Arc::new(Mutex::new(state)) }
@@ -94,9 +100,20 @@ impl SimFs {
         self.state.lock().cut_at = Some(at);
     }
 
-    /// Leaves room for so many more bytes.
+    /// Leaves room for so many more bytes; none is a disk without end, whose size nobody can tell.
     pub fn set_space(&self, bytes: Option<u64>) {
-        self.state.lock().space = bytes;
+        let mut state = self.state.lock();
+        state.capacity = bytes.map(|bytes| state.used() + bytes);
+    }
+
+    /// Makes the disk so many bytes large, files and names that are there included.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.state.lock().capacity = bytes;
+    }
+
+    /// Bytes that files and names take. Those of a removed file are free at once.
+    pub fn used(&self) -> u64 {
+        self.state.lock().used()
     }
 
     /// Makes every sync a lie, for the control run of a test.
@@ -127,8 +144,14 @@ impl SimFs {
             .filter(|(path, _)| reachable(path, &dirs))
             .map(|(p, d)| (p.clone(), d.clone()))
             .collect();
-        let state =
-            State { inodes, dirs: kept, changes: 0, cut_at: None, space: None, lying_sync: false };
+        let state = State {
+            inodes,
+            dirs: kept,
+            changes: 0,
+            cut_at: None,
+            capacity: state.capacity,
+            lying_sync: false,
+        };
         SimFs { state: Arc::new(Mutex::new(state)) }
     }
 }
@@ -154,7 +177,8 @@ impl Inode {
         if !self.pending.is_empty() && entropy.below(2) == 0 {
             data.truncate(self.durable.max(data.len() / 2));
         }
-        *self = Inode { durable: data.len(), data, pending: Vec::new(), owned: false };
+        let allocated = if self.allocated_durable { self.allocated } else { 0 };
+        *self = Inode { durable: data.len(), data, allocated, ..Inode::default() };
     }
 }
 
@@ -197,6 +221,27 @@ impl State {
         }
     }
 
+    fn used(&self) -> u64 {
+        let entries = || self.dirs.values().flat_map(|dir| dir.names.values());
+        let named: BTreeSet<usize> = entries()
+            .filter_map(|entry| if let Entry::File(inode) = entry { Some(*inode) } else { None })
+            .collect();
+        let held = |(n, inode): &(usize, &Inode)| inode.owned || named.contains(n);
+        let bytes = |inode: &Inode| inode.allocated.max(inode.data.len() as u64);
+        let files: u64 =
+            self.inodes.iter().enumerate().filter(held).map(|(_, inode)| bytes(inode)).sum();
+        files + entries().count() as u64 * NAME_COST
+    }
+
+    /// Bytes that still fit.
+    fn free(&self) -> u64 {
+        self.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(self.used()))
+    }
+
+    fn room_for_a_name(&self) -> io::Result<()> {
+        if self.free() < NAME_COST { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
     fn dir(&mut self, path: &Path) -> io::Result<(&mut Dir, String)> {
         let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
         let name = path.file_name().and_then(|n| n.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
@@ -222,6 +267,8 @@ impl Vfs for SimFs {
         if dir.names.contains_key(&name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        state.room_for_a_name()?;
+        let (dir, name) = state.dir(path)?;
         dir.set(name, Some(Entry::File(inode)));
         state.inodes.push(Inode { owned: true, ..Inode::default() });
         Ok(Box::new(SimWrite { fs: self.clone(), inode }))
@@ -285,9 +332,18 @@ impl Vfs for SimFs {
         if dir.names.contains_key(&name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        state.room_for_a_name()?;
+        let (dir, name) = state.dir(path)?;
         dir.set(name, Some(Entry::Dir));
         state.dirs.insert(path.to_path_buf(), Dir::default());
         Ok(())
+    }
+
+    fn space(&self, _: &Path) -> io::Result<Space> {
+        let state = self.state.lock();
+        state.alive()?;
+        let total = state.capacity.ok_or(io::ErrorKind::Unsupported)?;
+        Ok(Space { total, free: state.free() })
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
@@ -308,14 +364,22 @@ impl VfsWrite for SimWrite {
     fn write_all(&mut self, data: &[u8]) -> io::Result<()> {
         let mut state = self.fs.state.lock();
         state.change()?;
-        if let Some(space) = state.space {
-            let left = space.checked_sub(data.len() as u64);
-            state.space = Some(left.ok_or(io::ErrorKind::StorageFull)?);
-        }
+        // What fits is written, as a real disk does.
+        let fits = usize::try_from(state.free()).unwrap_or(usize::MAX).min(data.len());
         let inode = &mut state.inodes[self.inode];
-        inode.data.extend_from_slice(data);
+        inode.data.extend_from_slice(&data[..fits]);
         let end = inode.data.len();
         inode.pending.push(end);
+        if fits < data.len() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    fn allocate(&mut self, bytes: u64) -> io::Result<()> {
+        let mut state = self.fs.state.lock();
+        state.change()?;
+        if state.free() < bytes {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        state.inodes[self.inode].allocated = bytes;
         Ok(())
     }
 
@@ -326,6 +390,7 @@ impl VfsWrite for SimWrite {
             let inode = &mut state.inodes[self.inode];
             inode.durable = inode.data.len();
             inode.pending.clear();
+            inode.allocated_durable = true;
         }
         Ok(())
     }
@@ -358,6 +423,7 @@ impl VfsRead for SimRead {
     fn size(&self) -> io::Result<u64> {
         let state = self.fs.state.lock();
         state.alive()?;
-        Ok(state.inodes[self.inode].data.len() as u64)
+        let inode = &state.inodes[self.inode];
+        Ok(inode.allocated.max(inode.data.len() as u64))
     }
 }

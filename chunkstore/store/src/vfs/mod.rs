@@ -41,6 +41,21 @@ pub trait Vfs: Send + Sync + Debug {
 
     /// The names in a directory, in no order.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+
+    /// How large the file system of a directory is. `Unsupported` where nobody can tell.
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let _ = path;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// The size of a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// All of it.
+    pub total: u64,
+    /// What may still be written without special rights.
+    pub free: u64,
 }
 
 /// A file being written.
@@ -50,6 +65,13 @@ pub trait VfsWrite: Send + Debug {
 
     /// Makes the file's bytes and length durable.
     fn sync(&mut self) -> io::Result<()>;
+
+    /// Makes an empty file `bytes` long, of zeros, with space that is really set aside. Nothing
+    /// is written to it afterwards. `Unsupported` where the file system cannot.
+    fn allocate(&mut self, bytes: u64) -> io::Result<()> {
+        let _ = bytes;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// A file being read.

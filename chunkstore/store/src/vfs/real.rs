@@ -6,11 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{
-    CWD, FlockOperation, OFlags, RenameFlags, fcntl_getfl, fcntl_setfl, flock, renameat_with,
+    CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags, fallocate, fcntl_getfl, fcntl_setfl,
+    flock, renameat_with, statvfs,
 };
 use rustix::io::Errno;
 
-use super::{Vfs, VfsRead, VfsWrite};
+use super::{Space, Vfs, VfsRead, VfsWrite};
 
 /// The operating system's file system.
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,6 +65,8 @@ impl Vfs for RealFs {
     fn remove_if_unowned(&self, path: &Path) -> io::Result<bool> {
         let file = File::open(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // Gone already: by now the name may be that of another's file.
+            Ok(()) if file.metadata()?.nlink() == 0 => Ok(false),
             Ok(()) => std::fs::remove_file(path).map(|()| true),
             Err(Errno::WOULDBLOCK) => Ok(false),
             Err(e) => Err(e.into()),
@@ -73,6 +76,14 @@ impl Vfs for RealFs {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         use std::os::unix::fs::DirBuilderExt;
         std::fs::DirBuilder::new().mode(DIR_MODE).create(path)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let stat = statvfs(path)?;
+        Ok(Space {
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+            free: stat.f_bavail.saturating_mul(stat.f_frsize),
+        })
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
@@ -192,6 +203,10 @@ impl VfsWrite for RealWrite {
         self.write_rest()?;
         self.file.sync_all()
     }
+
+    fn allocate(&mut self, bytes: u64) -> io::Result<()> {
+        Ok(fallocate(&self.file, FallocateFlags::empty(), 0, bytes)?)
+    }
 }
 
 #[derive(Debug)]
@@ -212,6 +227,23 @@ impl VfsRead for RealRead {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn allocated_space_is_really_set_aside() {
+        const BYTES: u64 = 8 << 20;
+        for dir in [tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap()] {
+            let path = dir.path().join("f");
+            let mut file = RealFs.create_new(&path).unwrap();
+            file.allocate(BYTES).unwrap();
+            file.sync().unwrap();
+            let meta = std::fs::metadata(&path).unwrap();
+            assert_eq!(meta.len(), BYTES);
+            assert!(meta.blocks() * 512 >= BYTES, "{} blocks", meta.blocks());
+            let space = RealFs.space(dir.path()).unwrap();
+            assert!(space.free > 0 && space.free < space.total, "{space:?}");
+        }
+        assert!(RealFs.space(Path::new("/nonexistent")).is_err());
+    }
 
     /// Sizes around the buffer's and the block's borders, in pieces that do not fit them.
     #[test]

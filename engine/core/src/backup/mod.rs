@@ -1,17 +1,27 @@
 //! Backing up: the disks of one machine, read side by side, become one recovery point.
 
-mod feed;
-mod read;
+pub(crate) mod changes;
+pub(crate) mod feed;
+pub(crate) mod read;
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backstay_store::{Consistency, NewPoint, Origin, PointId, RecoveryPoint, Repository};
+use backstay_store::{
+    ChunkSize, Consistency, ImageWriter, NewPoint, Origin, PointId, RecoveryPoint, Repository,
+};
 use jiff::Timestamp;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
+use crate::ranges::Ranges;
 use crate::source::{self, OpenSource, SourceSpec, check_disk_name};
+use changes::Case;
+use feed::FeedDisk;
+use read::{Done, Target};
+
+pub use changes::{ChangeMap, MapUse};
 
 /// Most worker threads; beyond this the packer is the limit, not the readers.
 pub const WORKERS_MAX: usize = 8;
@@ -51,6 +61,12 @@ impl BackupPlan {
             origin: Origin { host, tool },
         }
     }
+
+    /// The names the disks will have: as given, else `disk0`, `disk1`, ... by position. `Invalid`
+    /// if they, or the machine's, cannot be names.
+    pub fn disk_names(&self) -> Result<Vec<String>> {
+        disk_names(self)
+    }
 }
 
 /// What a backup did. The point's own `stats` have bytes read, holes, and what was stored.
@@ -65,19 +81,28 @@ pub struct BackupReport {
     pub known_chunks: u64,
     /// Chunks that were read and found to be all zeros.
     pub zero_chunks: u64,
+    /// Bytes taken over from an earlier point unread, on the word of change maps.
+    pub kept_bytes: u64,
+    /// What became of the change map of each disk, in the order of the point's disks.
+    pub maps: Vec<MapUse>,
     /// From the opening of the images to the commit.
     pub duration: Duration,
 }
 
 /// Reads every disk and stores what the repository lacks. When this returns `Ok` the recovery
 /// point is durable; on any error there is none, and the sources are as they were.
+///
+/// Of a disk with a change map only what may have changed is read. Where the map cannot be relied
+/// upon the whole disk is read instead; the report and [`Monitor::problem`] tell why.
 pub fn run(repo: &Repository, plan: &BackupPlan, monitor: &dyn Monitor) -> Result<BackupReport> {
     let started = Instant::now();
     let names = disk_names(plan)?;
     monitor.phase("open");
     let sources = open_all(plan, monitor)?;
     let parent = newest_point(repo, &plan.machine)?;
-    let session = repo.begin(parent.as_ref())?;
+    let base = changes::base(repo, &plan.machine, &plan.sources, parent.as_ref())?;
+    let mut session = repo.begin_for(base.as_ref(), &format!("backup of {}", plan.machine))?;
+    let distrust = changes::prepare(&mut session, base.as_ref(), &plan.sources, monitor)?;
     let writers: Vec<_> = names
         .iter()
         .zip(plan.sources.iter().zip(&sources))
@@ -85,29 +110,13 @@ pub fn run(repo: &Repository, plan: &BackupPlan, monitor: &dyn Monitor) -> Resul
             session.image(name, &spec.path.display().to_string(), open.size_bytes)
         })
         .collect();
-
-    monitor.phase("read");
-    monitor.total_bytes(sources.iter().map(|s| s.size_bytes).sum());
-    let workers = worker_count(plan.workers);
-    let chunk_bytes = repo.config().chunk_size;
-    let read = read::all(&names, &sources, &writers, chunk_bytes, workers, monitor);
-    // An image that shrinks makes reads fail: the change is then the thing to tell.
-    let change = first_change(&sources)?;
-    let done = match (read, &change) {
-        (Err(error), Some(change)) if error.kind() != ErrorKind::Cancelled => {
-            return Err(changed(change).caused_by(error));
-        }
-        (Err(error), _) => return Err(error),
-        (Ok(_), Some(change)) if !plan.allow_changed => return Err(changed(change)),
-        (Ok(done), _) => done,
-    };
-    if let Some(change) = &change {
-        monitor.problem(&format!("{change} while it was read"));
-    }
+    let job = Job { plan, names: &names, sources: &sources, writers: &writers, monitor };
+    let (reads, maps) = job.settle_maps(base.as_ref(), distrust.as_deref());
+    let (done, changing) = job.read(reads, repo.config().chunk_size)?;
 
     monitor.phase("commit");
     let disks = writers.into_iter().map(|w| w.finish()).collect::<Result<Vec<_>, _>>()?;
-    let live = change.is_some() || sources.iter().any(|s| s.in_use);
+    let live = changing || sources.iter().any(|s| s.in_use);
     let point = session.commit(
         NewPoint {
             machine: plan.machine.clone(),
@@ -118,6 +127,7 @@ pub fn run(repo: &Repository, plan: &BackupPlan, monitor: &dyn Monitor) -> Resul
             parent: parent.map(|p: RecoveryPoint| -> PointId { p.id }),
             read_bytes: done.read_bytes,
             hole_bytes: done.hole_bytes,
+            copied_from: None,
         },
         disks,
     )?;
@@ -126,12 +136,76 @@ pub fn run(repo: &Repository, plan: &BackupPlan, monitor: &dyn Monitor) -> Resul
         new_chunks: done.new_chunks,
         known_chunks: done.known_chunks,
         zero_chunks: done.zero_chunks,
+        kept_bytes: done.kept_bytes,
+        maps,
         duration: started.elapsed(),
     })
 }
 
+/// A backup whose images are open.
+struct Job<'a> {
+    plan: &'a BackupPlan,
+    names: &'a [String],
+    sources: &'a [OpenSource],
+    writers: &'a [ImageWriter],
+    monitor: &'a dyn Monitor,
+}
+
+impl Job<'_> {
+    /// What must be read of each disk (`None`: all of it), and what became of its change map.
+    fn settle_maps(
+        &self,
+        base: Option<&RecoveryPoint>,
+        distrust: Option<&str>,
+    ) -> (Vec<Option<Ranges>>, Vec<MapUse>) {
+        let specs = self.plan.sources.iter().zip(self.sources);
+        let disks = self.names.iter().zip(self.writers).zip(specs);
+        let one = |((disk, writer), (spec, open)): (
+            (&String, &ImageWriter),
+            (&SourceSpec, &OpenSource),
+        )| {
+            let machine = &self.plan.machine;
+            let case = Case { machine, disk, size_bytes: open.size_bytes, base, distrust };
+            let settled = case.settle(spec.changes.as_ref(), writer);
+            if let MapUse::Refused(why) = &settled.1 {
+                self.monitor.problem(&format!("disk {disk} is read as a whole: {why}"));
+            }
+            settled
+        };
+        disks.map(one).unzip()
+    }
+
+    /// Reads the disks, and tells whether one changed meanwhile.
+    fn read(&self, reads: Vec<Option<Ranges>>, chunk_size: ChunkSize) -> Result<(Done, bool)> {
+        let Job { plan, names, sources, writers, monitor } = *self;
+        monitor.phase("read");
+        monitor.total_bytes(sources.iter().map(|s| s.size_bytes).sum());
+        let targets: Vec<_> =
+            names.iter().zip(writers).map(|(name, writer)| Target { name, writer }).collect();
+        let disks = sources.iter().zip(reads);
+        let disks = disks.map(|(s, read)| FeedDisk { device: Arc::clone(&s.device), read });
+        let workers = worker_count(plan.workers);
+        let read = read::all(&targets, disks.collect(), chunk_size, workers, monitor);
+        // An image that shrinks makes reads fail: the change is then the thing to tell.
+        let change = first_change(sources)?;
+        match (read, &change) {
+            (Err(error), Some(change)) if error.kind() != ErrorKind::Cancelled => {
+                Err(changed(change).caused_by(error))
+            }
+            (Err(error), _) => Err(error),
+            (Ok(_), Some(change)) if !plan.allow_changed => Err(changed(change)),
+            (Ok(done), change) => {
+                if let Some(change) = change {
+                    monitor.problem(&format!("{change} while it was read"));
+                }
+                Ok((done, change.is_some()))
+            }
+        }
+    }
+}
+
 /// How many threads to use when `wanted` were asked for.
-fn worker_count(wanted: Option<NonZeroUsize>) -> usize {
+pub(crate) fn worker_count(wanted: Option<NonZeroUsize>) -> usize {
     let wanted = wanted.or_else(|| std::thread::available_parallelism().ok());
     wanted.map_or(1, NonZeroUsize::get).min(WORKERS_MAX)
 }

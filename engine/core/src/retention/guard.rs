@@ -1,11 +1,12 @@
 //! The guard: plans that somebody should look at before they are carried out.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use backstay_store::PointId;
 use jiff::Timestamp;
 
-use super::{MachinePlan, Outcome};
+use super::{MachinePlan, Outcome, PointFacts};
 
 /// Shares are looked at from so many points on: below, one point is a fifth and more.
 const SHARE_FROM: usize = 5;
@@ -146,16 +147,56 @@ fn points(count: usize) -> String {
     if count == 1 { "1 point".into() } else { format!("{count} points") }
 }
 
+/// What a machine has and would lose, as the guard counts it.
+struct Share {
+    machine: String,
+    removed: usize,
+    of: usize,
+}
+
 /// The risks of what is planned.
 pub(super) fn risks(machines: &[MachinePlan]) -> Vec<Risk> {
+    judge(machines.iter().map(|plan| Share {
+        machine: plan.machine.clone(),
+        removed: plan.with(Outcome::Remove).count(),
+        of: plan.points.iter().filter(|verdict| !verdict.is_future()).count(),
+    }))
+}
+
+/// The risks of removing exactly the points in `removed`, chosen by a person and not by rules.
+/// `points` are all points of the repository, also those that stay.
+///
+/// Points dated after `now` are in no share, as in a plan; a machine that would lose all it has
+/// loses its last points, whatever their dates. A point whose record cannot be read is given with an
+/// empty machine, and counts in the repository's share alone.
+pub fn risks_of_removal(
+    points: &[PointFacts],
+    removed: &HashSet<PointId>,
+    now: Timestamp,
+) -> Vec<Risk> {
+    let mut by_machine: BTreeMap<&str, Vec<&PointFacts>> = BTreeMap::new();
+    for point in points {
+        by_machine.entry(&point.machine).or_default().push(point);
+    }
+    judge(by_machine.into_iter().map(|(machine, points)| {
+        let goes = |point: &&&PointFacts| removed.contains(&point.id);
+        let all_go = points.iter().all(|point| removed.contains(&point.id));
+        let counted: Vec<&PointFacts> =
+            points.into_iter().filter(|point| all_go || point.time <= now).collect();
+        let removed = counted.iter().filter(goes).count();
+        Share { machine: machine.to_owned(), removed, of: counted.len() }
+    }))
+}
+
+fn judge(shares: impl Iterator<Item = Share>) -> Vec<Risk> {
     let mut risks = Vec::new();
     let (mut all, mut all_removed) = (0, 0);
-    for plan in machines {
-        let of = plan.points.iter().filter(|verdict| !verdict.is_future()).count();
-        let removed = plan.with(Outcome::Remove).count();
+    for Share { machine, removed, of } in shares {
         all += of;
         all_removed += removed;
-        let machine = plan.machine.clone();
+        if machine.is_empty() {
+            continue;
+        }
         if removed > 0 && removed == of {
             risks.push(Risk::EmptiesMachine { machine, removed });
         } else if is_much(removed, of) {

@@ -49,7 +49,7 @@ mod rule;
 #[cfg(test)]
 mod tests;
 
-pub use guard::{Note, OnRisk, Risk};
+pub use guard::{Note, OnRisk, Risk, risks_of_removal};
 pub use judge::plan;
 pub use length::Length;
 pub use period::Period;

@@ -392,3 +392,38 @@ fn rules_are_told_in_words() {
     );
     assert_eq!(Rule::default().to_string(), "everything");
 }
+
+#[test]
+fn a_removal_by_hand_is_judged_like_a_plan() {
+    let mut points = days(10);
+    points.extend(machine("db1", 50, &["2026-11-03T12:00:00Z"]));
+    let now = at("2026-11-20T00:00:00Z").timestamp();
+    let risks = |ids: &[u8]| {
+        risks_of_removal(&points, &ids.iter().map(|number| id(*number)).collect(), now)
+    };
+    assert_eq!(risks(&[]), []);
+    assert_eq!(risks(&[1, 2]), [], "a fifth is not more than a fifth");
+    let much = Risk::MuchOfMachine { machine: "web01".into(), removed: 3, of: 10 };
+    assert_eq!(risks(&[1, 2, 3]), [much, Risk::MuchOfRepository { removed: 3, of: 11 }]);
+    assert_eq!(risks(&[50]), [Risk::EmptiesMachine { machine: "db1".into(), removed: 1 }]);
+    assert_eq!(risks(&[99]), [], "a point that is not there");
+}
+
+#[test]
+fn dates_in_the_future_hide_no_removal_by_hand() {
+    let mut points = web01(&["2026-11-01T12:00:00Z", "2031-01-01T00:00:00Z"]);
+    points.extend(machine("db1", 50, &["2031-01-01T00:00:00Z", "2031-01-02T00:00:00Z"]));
+    let now = at("2026-11-20T00:00:00Z").timestamp();
+    let risks = |ids: &[u8]| {
+        risks_of_removal(&points, &ids.iter().map(|number| id(*number)).collect(), now)
+    };
+    // A forged point may go; the last honest one is the last.
+    assert_eq!(risks(&[2]), []);
+    assert_eq!(risks(&[1]), [Risk::EmptiesMachine { machine: "web01".into(), removed: 1 }]);
+    assert_eq!(risks(&[50]), []);
+    assert_eq!(risks(&[50, 51]), [Risk::EmptiesMachine { machine: "db1".into(), removed: 2 }]);
+    // Records that cannot be read count for the repository.
+    let lost = machine("", 1, &["1970-01-01T00:00:00Z"; 6]);
+    let both = [id(1), id(2)].into();
+    assert_eq!(risks_of_removal(&lost, &both, now), [Risk::MuchOfRepository { removed: 2, of: 6 }]);
+}

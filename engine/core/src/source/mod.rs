@@ -24,6 +24,7 @@ use backstay_format::point::check_name;
 
 pub use format::ImageFormat;
 
+use crate::backup::ChangeMap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tool::Tools;
 use qemu::Layer;
@@ -45,12 +46,20 @@ pub struct SourceSpec {
     pub backing: Vec<PathBuf>,
     /// The disk's name in the recovery point. `None`: `disk0`, `disk1`, ... by position.
     pub name: Option<String>,
+    /// What changed since an earlier point, if the source knows.
+    pub changes: Option<ChangeMap>,
 }
 
 impl SourceSpec {
     /// The image at `path`, with nothing else said.
     pub fn new(path: impl Into<PathBuf>) -> SourceSpec {
-        SourceSpec { path: path.into(), format: None, backing: Vec::new(), name: None }
+        SourceSpec {
+            path: path.into(),
+            format: None,
+            backing: Vec::new(),
+            name: None,
+            changes: None,
+        }
     }
 
     /// Reads `PATH` or `NAME=PATH`. What stands before the first `=` is a name unless it holds a

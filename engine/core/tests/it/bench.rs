@@ -97,15 +97,19 @@ impl Bench {
 
     /// Flips bytes in the middle of the largest pack, behind the store's back, and opens it afresh.
     pub(crate) fn damage(&mut self) {
-        let folders = fs::read_dir(self.at("repo/packs")).unwrap().map(|f| f.unwrap().path());
-        let packs = folders.flat_map(|f| fs::read_dir(f).unwrap()).map(|p| p.unwrap().path());
-        let largest = packs.max_by_key(|p| fs::metadata(p).unwrap().len()).unwrap();
+        let largest = self.largest_pack();
         let file = File::options().read(true).write(true).open(&largest).unwrap();
         let middle = file.metadata().unwrap().len() / 2;
         let mut bytes = [0u8; 16];
         file.read_exact_at(&mut bytes, middle).unwrap();
         file.write_all_at(&bytes.map(|b| !b), middle).unwrap();
         self.repo = open_repo(self.dir.path());
+    }
+
+    pub(crate) fn largest_pack(&self) -> PathBuf {
+        let folders = fs::read_dir(self.at("repo/packs")).unwrap().map(|f| f.unwrap().path());
+        let packs = folders.flat_map(|f| fs::read_dir(f).unwrap()).map(|p| p.unwrap().path());
+        packs.max_by_key(|p| fs::metadata(p).unwrap().len()).unwrap()
     }
 
     /// Names in the bench's directory, without the repository and its cache.

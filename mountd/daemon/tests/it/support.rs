@@ -99,6 +99,7 @@ impl Fixture {
             parent: None,
             read_bytes: 0,
             hole_bytes: 0,
+            copied_from: None,
         };
         session.commit(new, records).unwrap()
     }

@@ -236,6 +236,7 @@ fn store(repo: &Repository, disk: &[u8]) -> Result<RecoveryPoint> {
         parent: None,
         read_bytes: 0,
         hole_bytes: 0,
+        copied_from: None,
     };
     Ok(session.commit(new, vec![record])?)
 }

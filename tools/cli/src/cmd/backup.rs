@@ -4,13 +4,16 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use backstay_core::ErrorKind;
-use backstay_core::backup::{self, BackupPlan};
+use backstay_core::backup::{self, BackupPlan, BackupReport, ChangeMap, MapUse};
+use backstay_core::ranges::Ranges;
 use backstay_core::source::{ImageFormat, SourceSpec};
+use backstay_store::DiskRecord;
 use clap::ValueEnum;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::cmd::view::PointView;
+use crate::change_map;
+use crate::cmd::view::{self, PointView};
 use crate::context::Ctx;
 use crate::exit::{CliError, Exit, help_tail};
 use crate::output::{Stream, clean};
@@ -23,7 +26,9 @@ use crate::units;
 #[command(after_help = help_tail(
     "  backstay backup web01.qcow2 --machine web01
   backstay backup system=/dev/vg0/db1 data=/srv/images/db1-data.raw --machine db1
-  backstay backup top.qcow2 --backing base.qcow2 --machine web02 --note 'before the upgrade'",
+  backstay backup top.qcow2 --backing base.qcow2 --machine web02 --note 'before the upgrade'
+  nbdinfo --json --map=qemu:dirty-bitmap:b0 nbd://localhost > changes.json
+  backstay backup /dev/nbd0 --machine web01 --changed-since web01 --change-map changes.json",
     &[
         Exit::NoRepository, Exit::WrongKey, Exit::Damaged, Exit::Denied, Exit::NotFound,
         Exit::InUse, Exit::Refused, Exit::Interrupted, Exit::Terminated,
@@ -55,6 +60,16 @@ pub(crate) struct Args {
     /// marked as changing
     #[arg(long)]
     allow_changed: bool,
+
+    /// The recovery point that the change maps are relative to
+    #[arg(long, value_name = "POINT", requires = "change_maps")]
+    changed_since: Option<String>,
+
+    /// A JSON file that lists what may have changed since then, as FILE or DISK=FILE: only that is
+    /// read, and everything else is taken over. [{"offset": 0, "length": 65536}, ...], or what
+    /// nbdinfo prints of a dirty bitmap. A disk whose map cannot be relied upon is read as a whole
+    #[arg(long = "change-map", value_name = "FILE", requires = "changed_since")]
+    change_maps: Vec<String>,
 
     /// Threads that read and store, at most 8 [default: one per core]
     #[arg(long, value_name = "N")]
@@ -88,17 +103,49 @@ struct Document {
     point: PointView,
     known_chunks: u64,
     zero_chunks: u64,
+    kept_bytes: u64,
+    /// What became of the change map of each disk; only when maps were given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    change_maps: Vec<MapView>,
     duration_seconds: f64,
 }
 
+#[derive(Serialize)]
+struct MapView {
+    disk: String,
+    used: bool,
+    /// Why it was not.
+    reason: Option<String>,
+}
+
+/// One entry for each disk that had a map.
+fn map_views(report: &BackupReport) -> Vec<MapView> {
+    let view = |(disk, map): (&DiskRecord, &MapUse)| {
+        let reason = match map {
+            MapUse::NotGiven => return None,
+            MapUse::Used => None,
+            MapUse::Refused(why) => Some(why.clone()),
+        };
+        Some(MapView { disk: disk.name.clone(), used: reason.is_none(), reason })
+    };
+    report.point.disks.iter().zip(&report.maps).filter_map(view).collect()
+}
+
 pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
-    let plan = BackupPlan {
+    let mut plan = BackupPlan {
         note: args.note.clone(),
         workers: args.workers,
         allow_changed: args.allow_changed,
         ..BackupPlan::new(args.machine.clone(), sources(&args)?, Timestamp::now())
     };
+    let maps = change_maps(&args, &plan)?;
     let repository = ctx.open()?;
+    if let Some(since) = &args.changed_since {
+        let since = view::find_point(&repository.points()?, since)?.id;
+        for (disk, changed) in maps {
+            plan.sources[disk].changes = Some(ChangeMap { since, changed });
+        }
+    }
     let signals = Signals::listen()?;
     let reporter = Reporter::new(&ctx.global, Some(signals.clone()));
     let report = backup::run(&repository, &plan, &reporter).map_err(|error| {
@@ -111,6 +158,8 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         point: PointView::new(&report.point, &[]),
         known_chunks: report.known_chunks,
         zero_chunks: report.zero_chunks,
+        kept_bytes: report.kept_bytes,
+        change_maps: map_views(&report),
         duration_seconds: report.duration.as_secs_f64(),
     };
     ctx.out.summary(Stream::Stdout, &document, |to| summary(to, &document))?;
@@ -136,7 +185,33 @@ fn summary(to: &mut String, document: &Document) {
         units::span(document.duration_seconds),
         units::rate(point.read_bytes, document.duration_seconds),
     ));
+    if document.kept_bytes > 0 {
+        to.push_str(&format!("unchanged, not read  {}\n", units::size(document.kept_bytes)));
+    }
     to.push_str(&format!("look at it:  backstay show @{}\n", point.short_id));
+}
+
+/// The change maps that the arguments name, each with the position of its disk.
+fn change_maps(args: &Args, plan: &BackupPlan) -> Result<Vec<(usize, Ranges)>, CliError> {
+    let names = plan.disk_names()?;
+    let mut maps: Vec<(usize, Ranges)> = Vec::new();
+    for text in &args.change_maps {
+        let named = SourceSpec::parse(text).map_err(|e| CliError::from(e).what(text.clone()))?;
+        let disk = match &named.name {
+            Some(name) => names.iter().position(|n| n == name),
+            None => (names.len() == 1).then_some(0),
+        };
+        let disk = disk.ok_or_else(|| {
+            CliError::usage("a change map must name its disk, as DISK=FILE")
+                .what(text.clone())
+                .hint(format!("the disks are {}", names.join(", ")))
+        })?;
+        if maps.iter().any(|(other, _)| *other == disk) {
+            return Err(CliError::usage("a disk has two change maps").what(names[disk].clone()));
+        }
+        maps.push((disk, change_map::read(&named.path)?));
+    }
+    Ok(maps)
 }
 
 /// What the arguments name.

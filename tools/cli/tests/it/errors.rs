@@ -104,7 +104,7 @@ fn damage_is_found_named_and_never_restored() {
     let place = Place::with_repository();
     let image = place.image("a.raw", &noise(7, 4 << 20));
     place.run(&["backup", &image, "-m", "web01"]).code(0);
-    let pack = place.largest_file("repo");
+    let pack = place.largest_file("repo/packs");
     let was = std::fs::read(&pack).expect("the pack");
     let mut bytes = was.clone();
     let middle = bytes.len() / 2;
@@ -202,6 +202,7 @@ fn a_full_disk_is_told_and_loses_nothing() {
     let large = place.image("large.raw", &noise(2, 48 << 20));
     let error = run(&["backup", &large, "-m", "large", "--json"]).code(18).json_error();
     assert_eq!(error["kind"], "refused");
+    assert!(error["try"].to_string().contains("remove recovery points"), "{error}");
 
     let list = run(&["list", "--json"]).code(0).json();
     assert_eq!(list["points"].as_array().map(Vec::len), Some(1));

@@ -86,7 +86,9 @@ fn a_new_key_file_is_private_and_never_overwritten() {
 
 #[test]
 fn keys_are_added_listed_and_removed_but_not_the_last() {
-    let place = Place::with_repository();
+    let place = Place::new();
+    let key = place.text("key");
+    place.run(&["repo", "init", "--new-key-file", &key, "--no-recovery-key"]).code(0);
     let added = place
         .run(&["repo", "key", "add", "--new-key-file", "second", "--label", "node2", "--json"])
         .code(0)
@@ -150,9 +152,17 @@ fn on_a_terminal_a_new_passphrase_is_asked_for_twice() {
     };
     let differ = on_terminal(&format!("{BIN} repo init"), "one canary\nother canary\n").code(2);
     assert!(differ.stdout.contains("differ"), "{}", differ.stdout);
-    let made = on_terminal(&format!("{BIN} repo init"), "one canary\none canary\n").code(0);
+    let sheet = place.path("sheet");
+    let init = format!("{BIN} repo init --new-recovery-key-file {}", sheet.display());
+    let made = on_terminal(&init, "one canary\none canary\n").code(0);
     assert!(!made.stdout.contains("canary"), "what is typed is not shown: {}", made.stdout);
     on_terminal(&format!("{BIN} list"), "one canary\n").code(0);
+    // The recovery key answers the same question, and its typing errors are told.
+    let sheet = std::fs::read_to_string(sheet).expect("the recovery key");
+    on_terminal(&format!("{BIN} list"), &sheet).code(0);
+    let wrong = format!("{}{}", if sheet.starts_with('7') { "8" } else { "7" }, &sheet[1..]);
+    let wrong = on_terminal(&format!("{BIN} list"), &wrong).code(2);
+    assert!(wrong.stdout.contains("group 1 of 13"), "{}", wrong.stdout);
     let refused = on_terminal(&format!("{BIN} list --no-input"), "").code(2);
     assert!(refused.stdout.contains("--passphrase-file"), "{}", refused.stdout);
 }

@@ -82,10 +82,10 @@ fn texts(random: &mut Random) -> Vec<Vec<u8>> {
 
 /// SplitMix64: small, quick, and the same everywhere. Not for secrets.
 #[derive(Debug)]
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
-    fn new(seed: u64) -> Random {
+    pub(super) fn new(seed: u64) -> Random {
         Random(seed)
     }
 
@@ -98,7 +98,7 @@ impl Random {
     }
 
     /// Below `n`; the slight unevenness of the remainder does not matter here.
-    fn below(&mut self, n: u64) -> u64 {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
@@ -107,7 +107,7 @@ impl Random {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    fn fill(&mut self, buffer: &mut [u8]) {
+    pub(super) fn fill(&mut self, buffer: &mut [u8]) {
         for part in buffer.chunks_mut(8) {
             let bytes = self.next().to_le_bytes();
             part.copy_from_slice(&bytes[..part.len()]);

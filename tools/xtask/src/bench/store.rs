@@ -1,4 +1,5 @@
-//! `cargo xtask bench store`: backup, unchanged backup and restore of the mixed image.
+//! `cargo xtask bench store`: backup, unchanged backup and restore of the mixed image, then the
+//! backups with change maps.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::changes;
 use super::image;
 use super::measure::{self, Sample};
 use super::report::{Limits, Report, Row};
@@ -34,7 +36,7 @@ pub(super) struct Args {
     /// memory file system such as /dev/shm measures the programs and not the disk [default: the
     /// system's temporary directory]
     #[arg(long)]
-    dir: Option<PathBuf>,
+    pub(super) dir: Option<PathBuf>,
 }
 
 /// The chore.
@@ -74,6 +76,7 @@ pub(super) fn run(house: &House, args: &Args) -> Result<ExitCode> {
         }
     }
     print!("{}", report.text());
+    print!("{}", changes::measure(&tools[0], work.path(), args.runs, args.seed, &stop)?);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -154,8 +157,10 @@ fn restored(out: &Path) -> Result<PathBuf> {
     }
 }
 
-fn size_below(dir: &Path) -> Result<u64> {
-    let text = proc::capture(proc::command("du").args(["-s", "-B1"]).arg(dir))?;
+pub(super) fn size_below(dir: &Path) -> Result<u64> {
+    // Our reserve holds nothing, and the others keep none.
+    let exclude = "--exclude=reserve";
+    let text = proc::capture(proc::command("du").args(["-s", "-B1", exclude]).arg(dir))?;
     let number = text.split_whitespace().next().unwrap_or_default();
     number.parse().with_context(|| format!("du said {text}"))
 }

@@ -19,6 +19,7 @@ fn point(n: u8, machine: &str, time: &str, disks: &[&str]) -> RecoveryPoint {
         origin: Origin { host: "h".into(), tool: "t".into() },
         stats: PointStats::default(),
         note: None,
+        copied_from: None,
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct SlotView {
     kind: &'static str,
     label: String,
     created: String,
+    /// The key it was made to take the place of, if that one still opens the repository too.
+    replaces: Option<String>,
 }
 
 impl From<&KeySlotInfo> for SlotView {
@@ -37,6 +39,7 @@ impl From<&KeySlotInfo> for SlotView {
             kind: super::kind(slot),
             label: slot.label.clone(),
             created: units::utc_time(slot.created),
+            replaces: slot.replaces.map(|old| old.to_string()),
         }
     }
 }
@@ -66,6 +69,13 @@ pub(crate) fn run(ctx: &Ctx, _args: Args) -> Result<Exit, CliError> {
             ]);
         }
         table.render(to);
+        for (new, old) in slots.iter().filter_map(|slot| Some((slot.id, slot.replaces?))) {
+            to.push_str(&format!(
+                "\nkey {new} was made to replace {old}, which still opens the repository:\n\
+                 a rotation was interrupted, or is going on\n  \
+                 backstay repo key remove {old} --yes      brings it to its end\n"
+            ));
+        }
     })?;
     Ok(Exit::Done)
 }

@@ -87,7 +87,7 @@ impl Storage for Deadly {
 
 fn open(dir: &Path, at: Option<u64>, after: bool) -> Repository {
     let (location, options) = real(dir);
-    let inner = LocalStorage::open_real(location.path()).unwrap();
+    let inner = LocalStorage::open_real(location.directory().unwrap()).unwrap();
     let storage = Arc::new(Deadly { inner, calls: AtomicU64::new(0), at, after });
     let index = IndexChoice::Directory(dir.join("cache").join("index"));
     Repository::open_on(storage, location, &key(), &options, index, Arc::new(SystemEntropy))
@@ -256,7 +256,7 @@ fn finish(dir: &Path, expected: &Expected) {
     for _ in 0..2 {
         node.collect(&collecting(), &NoProgress).unwrap();
     }
-    let storage = LocalStorage::open_real(location.path()).unwrap();
+    let storage = LocalStorage::open_real(location.directory().unwrap()).unwrap();
     crate::sim::nothing_left(&storage).unwrap();
     let temporary = std::fs::read_dir(dir.join("repo/tmp")).unwrap().count();
     assert_eq!(temporary, 0, "temporary files of the dead");

@@ -116,7 +116,7 @@ fn no_bit_of_a_header_or_trailer_stops_the_rest() {
 }
 
 #[test]
-fn lost_cut_zeroed_and_swapped_packs() {
+pub(crate) fn lost_cut_zeroed_and_swapped_packs() {
     type Change = fn(&Rig, ObjectKey, ObjectKey);
     let changes: [(&str, Change); 5] = [
         ("lost", |r, a, _| r.storage.delete(a).unwrap()),

@@ -70,7 +70,7 @@ fn one_fault(at: u64, sticky: bool, after_the_fact: bool, kind: ErrorKind) {
 }
 
 #[test]
-fn every_call_of_a_backup_fails_in_turn() {
+pub(crate) fn every_call_of_a_backup_fails_in_turn() {
     let calls = calls_of_a_backup();
     assert!(calls > 6, "a backup makes {calls} calls");
     for at in 0..calls {

@@ -94,7 +94,7 @@ fn a_copied_repository_has_an_index_of_its_own() {
     let copied = Location::from_path(&dir.path().join("copy"));
     let done = std::process::Command::new("cp")
         .arg("-a")
-        .args([location.path(), copied.path()])
+        .args([location.directory().unwrap(), copied.directory().unwrap()])
         .status()
         .unwrap();
     assert!(done.success());
@@ -108,6 +108,30 @@ fn a_copied_repository_has_an_index_of_its_own() {
     let indexes = indexes.filter(|e| e.file_name().to_string_lossy().starts_with("index-"));
     assert_eq!(indexes.count(), 2, "one for each place");
     drop(original);
-    std::fs::remove_dir_all(location.path()).unwrap();
+    std::fs::remove_dir_all(location.directory().unwrap()).unwrap();
     assert!(read(&copy, &point.disks[0]).unwrap() == disk);
+}
+
+/// The index at sizes that no test can store, under a memory limit of the kernel; and a point read
+/// at once while it is built from objects behind a storage that takes 20 ms a call.
+#[test]
+fn memory_is_bounded_and_points_read_at_once_at_any_size() {
+    let chunks =
+        if std::env::var_os("BACKSTAY_RELEASE_SIZE").is_some() { 100_000_000 } else { 3_000_000 };
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_index_limit"))
+        .args(["--chunks", &chunks.to_string(), "--limit-mib", "512", "--delay-ms", "20"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&out.stdout);
+    println!("{text}");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    for line in text.lines().filter(|l| l.contains("first_read_s")) {
+        let value = |name: &str| -> f64 {
+            let rest = line.split_once(&format!("\"{name}\":")).unwrap().1;
+            rest.split([',', '}']).next().unwrap().parse().unwrap()
+        };
+        // Promised: 5 s to the first read. The rate is told and not judged here, where others work
+        // on the same processors.
+        assert!(value("first_read_s") < 5.0, "{line}");
+    }
 }

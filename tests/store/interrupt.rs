@@ -15,7 +15,7 @@ type Event = Box<dyn FnOnce() + Send>;
 
 /// What is waited for, and what then happens before the call goes on.
 struct Step {
-    wanted: fn(&Call) -> bool,
+    wanted: Box<dyn FnMut(&Call) -> bool + Send>,
     event: Event,
 }
 
@@ -38,12 +38,17 @@ impl Interrupt {
     }
 
     /// Before the next call that is `wanted`, after all events told before: `event`.
-    pub(crate) fn before(&self, wanted: fn(&Call) -> bool, event: impl FnOnce() + Send + 'static) {
-        self.steps.lock().push_back(Step { wanted, event: Box::new(event) });
+    pub(crate) fn before(
+        &self,
+        wanted: impl FnMut(&Call) -> bool + Send + 'static,
+        event: impl FnOnce() + Send + 'static,
+    ) {
+        let (wanted, event) = (Box::new(wanted), Box::new(event));
+        self.steps.lock().push_back(Step { wanted, event });
     }
 
     /// From the next call on that is `wanted`, the process behind this storage is dead.
-    pub(crate) fn die_before(self: &Arc<Self>, wanted: fn(&Call) -> bool) {
+    pub(crate) fn die_before(self: &Arc<Self>, wanted: impl FnMut(&Call) -> bool + Send + 'static) {
         let me = self.clone();
         self.before(wanted, move || *me.dead.lock() = true);
     }
@@ -56,7 +61,11 @@ impl Interrupt {
     fn call(&self, call: &Call) -> Result<()> {
         let step = {
             let mut steps = self.steps.lock();
-            if steps.front().is_some_and(|s| (s.wanted)(call)) { steps.pop_front() } else { None }
+            if steps.front_mut().is_some_and(|s| (s.wanted)(call)) {
+                steps.pop_front()
+            } else {
+                None
+            }
         };
         if let Some(step) = step {
             (step.event)();

@@ -77,13 +77,23 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     pub(crate) fn new() -> Self {
+        Self::of(1)
+    }
+
+    /// A repository with keys of its own, made from `seed`.
+    pub(crate) fn of(seed: u64) -> Self {
         let storage: Arc<MemoryStorage> = Arc::default();
-        init(&*storage, &SeededEntropy::new(1)).unwrap();
+        init(&*storage, &SeededEntropy::new(seed)).unwrap();
         Self { storage, entropy: TestEntropy::new(2) }
     }
 
     pub(crate) fn node(&self) -> Repository {
         open_node(self.storage.clone(), self.entropy.clone(), "node").unwrap()
+    }
+
+    /// A node that reaches the storage through another layer.
+    pub(crate) fn node_on(&self, storage: Arc<dyn Storage>) -> Repository {
+        open_node(storage, self.entropy.clone(), "node").unwrap()
     }
 
     /// A node before whose calls a test may do something else.

@@ -5,14 +5,15 @@
 use std::sync::Arc;
 
 use backstay_store::{
-    ErrorKind, Folder, NoProgress, ObjectKey, RecoveryPoint, Repository, Storage,
+    ChunkIndex, ErrorKind, Folder, NoProgress, ObjectKey, RecoveryPoint, Repository, Storage,
+    WriteScratch,
 };
 use jiff::SignedDuration;
 use parking_lot::Mutex;
 
 use crate::nodes::{Nodes, back_up, cause, collect, noise, plain, remove, write};
 use crate::sim::Call;
-use crate::support::read;
+use crate::support::{CHUNK, new_point, read};
 
 /// A place for what an event made.
 type Made<T> = Arc<Mutex<Option<T>>>;
@@ -77,12 +78,197 @@ fn any(_: &Call) -> bool {
 pub(crate) fn a_base_stays_while_a_writer_builds_upon_it() {
     let c = condemned();
     let session = c.node.begin(Some(&c.point)).unwrap();
+    let writer = session.image("disk0", "test", c.bytes.len() as u64);
+    let mut scratch = WriteScratch::new().unwrap();
+    // From here on the tree of the base is in memory.
+    let (first, rest) = c.bytes.split_at(CHUNK);
+    writer.write_chunks(ChunkIndex(0), first, &mut scratch).unwrap();
     let collector = c.nodes.node();
     remove(&collector, c.point.id);
     collect(&collector);
-    let (point, _) = write(session, &c.bytes).unwrap();
+    writer.write_chunks(ChunkIndex(1), rest, &mut scratch).unwrap();
+    let disk = writer.finish().unwrap();
+    let point = session.commit(new_point("m", None), vec![disk]).unwrap();
     collect(&collector);
     c.nodes.assert_whole(&point, &c.bytes);
+}
+
+/// H1: who holds a point too late, when its packs are gone and only its record is left, has not
+/// asked yet, or was told so. That is no damage, and stops no collection.
+#[test]
+pub(crate) fn a_hold_that_comes_too_late_stops_no_collection() {
+    let c = condemned();
+    assert!(remove(&c.nodes.node(), c.point.id));
+    let (collector, storage) = c.nodes.interrupted();
+    let made = made();
+    let (slot, late, point) = (made.clone(), c.nodes.node(), c.point.clone());
+    storage.before(puts_end, move || {
+        let mut session = late.begin(None).unwrap();
+        let error = session.trust_base(&point, &NoProgress).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+        *slot.lock() = Some(session);
+    });
+    let report = collect(&collector);
+    storage.assert_done();
+    assert!(report.freed.packs > 0, "{report:?}");
+    assert_eq!(report.missing_chunks, 0, "{report:?}");
+    // Twice, for what the open session made wait.
+    let bytes = noise(2, 12);
+    let second = back_up(&collector, &bytes);
+    assert!(remove(&collector, second.id));
+    let report = collect(&collector);
+    assert!(report.later.packs > 0 && report.missing_chunks == 0, "{report:?}");
+    drop(made.lock().take());
+    assert!(collect(&collector).freed.packs > 0);
+    assert_eq!(c.nodes.storage.list(Folder::Points).unwrap(), []);
+}
+
+/// W1: a writer that registers while a plan is being written looks again, and heeds the plan.
+#[test]
+pub(crate) fn a_writer_that_registers_beside_a_plan_heeds_it() {
+    let nodes = Nodes::new();
+    let bytes = noise(1, 12);
+    let first = back_up(&nodes.node(), &bytes);
+    assert!(remove(&nodes.node(), first.id));
+    let (writer, storage) = nodes.interrupted();
+    let (asleep, sleeps) = std::sync::mpsc::channel();
+    let (wake, wakes) = std::sync::mpsc::channel::<()>();
+    // It has seen no collection, and sleeps before its session is there.
+    storage.before(
+        |call| matches!(call, Call::Put(ObjectKey::Session(..))),
+        move || {
+            asleep.send(()).unwrap();
+            wakes.recv().unwrap();
+        },
+    );
+    let data = bytes.clone();
+    let thread = std::thread::spawn(move || write(writer.begin(None).unwrap(), &data).unwrap().0);
+    sleeps.recv().unwrap();
+    let (collector, storage) = nodes.interrupted();
+    let made = made();
+    let slot = made.clone();
+    // No older writer was there, and all roots were read: now it wakes, and commits.
+    storage.before(puts_verdict, move || {
+        wake.send(()).unwrap();
+        *slot.lock() = Some(thread.join().unwrap());
+    });
+    collect(&collector);
+    storage.assert_done();
+    collect(&nodes.node());
+    let point: RecoveryPoint = made.lock().take().unwrap();
+    nodes.assert_whole(&point, &bytes);
+}
+
+/// G2: what must stay is read when the older writers are over. One commits in between.
+#[test]
+pub(crate) fn roots_are_read_when_older_writers_are_over() {
+    let nodes = Nodes::new();
+    let bytes = noise(1, 12);
+    let first = back_up(&nodes.node(), &bytes);
+    let session = nodes.node().begin(None).unwrap();
+    assert!(remove(&nodes.node(), first.id));
+    assert_eq!(collect(&nodes.node()).waiting_for.len(), 1);
+    let (collector, storage) = nodes.interrupted();
+    let made = made();
+    let (slot, data) = (made.clone(), bytes.clone());
+    storage.before(asks_for_verdict, || {});
+    // The listing of sessions that asks who is waited for; that of the roots follows the pins.
+    let mut after_pins = false;
+    let asks_who = move |call: &Call| {
+        let asks = lists_sessions(call) && !after_pins;
+        after_pins = matches!(call, Call::List(Folder::Pins));
+        asks
+    };
+    storage.before(asks_who, move || *slot.lock() = Some(write(session, &data).unwrap().0));
+    collect(&collector);
+    storage.assert_done();
+    let point: RecoveryPoint = made.lock().take().unwrap();
+    nodes.assert_whole(&point, &bytes);
+}
+
+/// H1: a hold or a pin of a point that is removed and collected at that moment is none.
+#[test]
+pub(crate) fn what_is_gone_can_neither_be_held_nor_pinned() {
+    for pin in [false, true] {
+        let nodes = Nodes::new();
+        let point = back_up(&nodes.node(), &noise(1, 12));
+        let (node, storage) = nodes.interrupted();
+        let (others, id) = (nodes.clone(), point.id);
+        storage.before(
+            |call| matches!(call, Call::Put(ObjectKey::Session(..) | ObjectKey::Pin(_))),
+            move || {
+                assert!(remove(&others.node(), id));
+                assert!(collect(&others.node()).freed.packs > 0);
+            },
+        );
+        let e = match pin {
+            true => node.pin(id, &cause()).map(drop).unwrap_err(),
+            false => node.hold(&[id], "a mount").map(drop).unwrap_err(),
+        };
+        storage.assert_done();
+        assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
+        assert!(nodes.storage.list(Folder::Sessions).unwrap().is_empty());
+        assert!(nodes.storage.list(Folder::Pins).unwrap().is_empty());
+    }
+}
+
+/// W1 and G3: a writer that registers when a collection has ended finds no pack any more that the
+/// collection deletes.
+#[test]
+pub(crate) fn the_end_comes_after_the_deletes() {
+    let nodes = Nodes::new();
+    let bytes = noise(1, 12);
+    let first = back_up(&nodes.node(), &bytes);
+    assert!(remove(&nodes.node(), first.id));
+    let (collector, storage) = nodes.interrupted();
+    let made = made();
+    let (slot, others, data) = (made.clone(), nodes.clone(), bytes.clone());
+    storage.before(puts_verdict, || {});
+    storage.before(deletes_pack, move || *slot.lock() = Some(back_up(&others.node(), &data)));
+    collect(&collector);
+    storage.assert_done();
+    let point: RecoveryPoint = made.lock().take().unwrap();
+    nodes.assert_whole(&point, &bytes);
+}
+
+/// W1: packs are listed after the registration. One that a collection deletes in between is not
+/// found any more.
+#[test]
+pub(crate) fn packs_are_listed_after_the_registration() {
+    let nodes = Nodes::new();
+    let bytes = noise(1, 12);
+    let first = back_up(&nodes.node(), &bytes);
+    assert!(remove(&nodes.node(), first.id));
+    let (writer, storage) = nodes.interrupted();
+    writer.refresh().unwrap();
+    let others = nodes.clone();
+    let registers = |call: &Call| matches!(call, Call::Put(ObjectKey::Session(..)));
+    storage.before(registers, move || assert!(collect(&others.node()).freed.packs > 0));
+    let point = back_up(&writer, &bytes);
+    storage.assert_done();
+    nodes.assert_whole(&point, &bytes);
+}
+
+/// W1: a base that was removed, and is about to be collected, is not used.
+#[test]
+pub(crate) fn a_removed_base_is_not_used() {
+    let nodes = Nodes::new();
+    let node = nodes.node();
+    let bytes = noise(1, 12);
+    let first = back_up(&node, &bytes);
+    assert!(remove(&nodes.node(), first.id));
+    let (collector, storage) = nodes.interrupted();
+    let made = made();
+    let (slot, data) = (made.clone(), bytes.clone());
+    // Judged, and not deleted yet.
+    storage.before(puts_verdict, move || {
+        let session = node.begin(Some(&first)).unwrap();
+        *slot.lock() = Some(write(session, &data).unwrap().0);
+    });
+    collect(&collector);
+    storage.assert_done();
+    let point: RecoveryPoint = made.lock().take().unwrap();
+    nodes.assert_whole(&point, &bytes);
 }
 
 /// W2 with a removal that asked before the writer was there: nobody could refuse it.
@@ -333,4 +519,60 @@ fn a_fence_cannot_be_removed() {
     assert!(remove(&collector, first.id));
     collect(&collector);
     assert_eq!(write(session, &bytes).unwrap_err().kind(), ErrorKind::Fenced);
+}
+
+/// W2: a base that a writer trusts later is held by the writer's own session. Whoever gives that
+/// session up for dead forbids the commit, and nobody can give up the hold alone.
+#[test]
+fn a_base_trusted_later_is_held_by_the_writer_itself() {
+    let c = condemned();
+    let mut session = c.node.begin(None).unwrap();
+    session.trust_base(&c.point, &NoProgress).unwrap();
+    let writer = session.image("disk0", "test", c.bytes.len() as u64);
+    let mut scratch = WriteScratch::new().unwrap();
+    let (first, rest) = c.bytes.split_at(CHUNK);
+    writer.write_chunks(ChunkIndex(0), first, &mut scratch).unwrap();
+    let collector = c.nodes.node();
+    for other in collector.sessions().unwrap().iter().filter(|s| s.id != session.id()) {
+        collector.fence_session(other.id, &cause()).unwrap();
+    }
+    remove(&collector, c.point.id);
+    collect(&collector);
+    writer.write_chunks(ChunkIndex(1), rest, &mut scratch).unwrap();
+    let disk = writer.finish().unwrap();
+    let point = session.commit(new_point("m", None), vec![disk]).unwrap();
+    collect(&collector);
+    c.nodes.assert_whole(&point, &c.bytes);
+    assert!(c.nodes.storage.list(Folder::Sessions).unwrap().is_empty());
+}
+
+/// A sign of life whose answer was lost is neither in the way of the next nor left behind.
+#[test]
+fn a_lost_answer_to_a_sign_of_life_leaves_nothing() {
+    use backstay_store::{FaultPlan, FaultStorage};
+    let nodes = Nodes::new();
+    let storage = Arc::new(FaultStorage::new(nodes.storage.clone(), FaultPlan::default()));
+    let node = nodes.node_on(storage.clone());
+    let bytes = noise(1, 12);
+    let session = node.begin(None).unwrap();
+    storage.set_plan(FaultPlan {
+        fail_at: Some(0),
+        kind: Some(ErrorKind::Io),
+        after_the_fact: true,
+        ..FaultPlan::default()
+    });
+    assert_eq!(session.beat().unwrap_err().kind(), ErrorKind::Io);
+    drop(session);
+    assert!(nodes.storage.list(Folder::Sessions).unwrap().is_empty());
+    let session = node.begin(None).unwrap();
+    storage.set_plan(FaultPlan {
+        fail_at: Some(0),
+        kind: Some(ErrorKind::Io),
+        after_the_fact: true,
+        ..FaultPlan::default()
+    });
+    session.beat().unwrap_err();
+    session.beat().unwrap();
+    write(session, &bytes).unwrap();
+    assert!(nodes.storage.list(Folder::Sessions).unwrap().is_empty());
 }

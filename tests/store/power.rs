@@ -89,7 +89,7 @@ fn cut(at: u64, seed: u64, states: u64, lying: bool) -> Vec<String> {
 }
 
 #[test]
-fn a_cut_at_every_change_loses_nothing() {
+pub(crate) fn a_cut_at_every_change_loses_nothing() {
     let seed = seed();
     let changes = changes_of_the_work();
     let states = if std::env::var_os("BACKSTAY_RELEASE_SIZE").is_some() { 100 } else { 8 };

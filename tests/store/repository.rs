@@ -45,7 +45,7 @@ fn init_never_touches_what_is_there() {
     let encrypted = init_options(Encryption::Aes256Gcm);
     let fresh = Location::from_path(&dir.path().join("fresh"));
     assert_eq!(kind(Repository::init(&fresh, &encrypted, &Unlock::None)), ErrorKind::NeedsKey);
-    assert!(!fresh.path().exists());
+    assert!(!fresh.directory().unwrap().exists());
 }
 
 #[test]

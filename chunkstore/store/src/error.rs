@@ -19,7 +19,9 @@ pub enum ErrorKind {
     NoSpace,
     /// The operating system refused access.
     Denied,
-    /// Written by a newer program.
+    /// Kept by a retention lock; nothing but time releases it.
+    Locked,
+    /// Written by a newer program, or the storage lacks what is needed.
     Unsupported,
     /// A value given by the caller does not fit.
     Invalid,
@@ -27,7 +29,7 @@ pub enum ErrorKind {
     Busy,
     /// Reading or writing failed.
     Io,
-    /// Somebody took this session for dead, and it may not commit any more.
+    /// Somebody took the session for dead, and it may not commit any more.
     Fenced,
     /// The session failed earlier and takes nothing more.
     Aborted,

@@ -65,7 +65,10 @@ pub use repository::{
 };
 pub use secret::{RecoveryKey, Secret, Unlock};
 pub use session::{ChunkStats, ImageWriter, NewPoint, SessionInfo, WriteScratch, WriteSession};
-pub use storage::{FaultPlan, FaultStorage, LocalStorage, MemoryStorage, Storage};
+pub use storage::{
+    Advice, FaultPlan, FaultStorage, Keep, LocalStorage, MemoryStorage, Part, RangeRead,
+    S3Location, S3Options, S3Storage, Storage,
+};
 pub use verify::{
     AGE_DAYS, Damage, DamageKind, KeylessOptions, PackCheckReport, VerifyOptions, VerifyReport,
     VerifyStatus,

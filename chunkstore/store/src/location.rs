@@ -2,11 +2,19 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::S3Location;
 
-/// Where a repository is: a directory, written as a path or as `file:///path`.
+/// Where a repository is: a directory, written as a path or as `file:///path`, or a bucket of
+/// S3-compatible storage, written as [`S3Location`] says. Holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
-    path: PathBuf,
+    place: Place,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Directory(PathBuf),
+    S3(S3Location),
 }
 
 impl Location {
@@ -24,10 +32,14 @@ impl Location {
                     format!("'{text}': write file:///path, with three slashes"),
                 ));
             }
+            Some(("s3", rest)) => return S3Location::parse(rest).map(Self::from),
             Some((scheme, _)) => {
                 return Err(Error::new(
                     ErrorKind::Invalid,
-                    format!("'{scheme}://' repositories are not supported; use a directory"),
+                    format!(
+                        "'{scheme}://' repositories are not supported; use a directory or \
+                         s3://BUCKET/PREFIX"
+                    ),
                 ));
             }
             None => Path::new(text),
@@ -39,18 +51,42 @@ impl Location {
     pub fn from_path(path: &Path) -> Self {
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let clean = absolute.components().filter(|c| !matches!(c, Component::CurDir)).collect();
-        Self { path: clean }
+        Self { place: Place::Directory(clean) }
     }
 
-    /// The directory.
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The directory, if it is one.
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Directory(path) => Some(path),
+            Place::S3(_) => None,
+        }
+    }
+
+    /// The bucket and where it is, if it is on S3-compatible storage.
+    pub fn s3(&self) -> Option<&S3Location> {
+        match &self.place {
+            Place::Directory(_) => None,
+            Place::S3(s3) => Some(s3),
+        }
+    }
+}
+
+impl From<S3Location> for Location {
+    fn from(s3: S3Location) -> Self {
+        Self { place: Place::S3(s3) }
     }
 }
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "file://{}", self.path.display())
+        match &self.place {
+            Place::Directory(path) => write!(f, "file://{}", path.display()),
+            Place::S3(s3) => s3.fmt(f),
+        }
     }
 }
 
@@ -60,10 +96,14 @@ mod tests {
 
     #[test]
     fn forms() {
-        assert_eq!(Location::parse("file:///srv/bk").unwrap().path(), Path::new("/srv/bk"));
+        let directory = |text: &str| Location::parse(text).unwrap().directory().unwrap().to_owned();
+        assert_eq!(directory("file:///srv/bk"), Path::new("/srv/bk"));
         assert_eq!(Location::parse("/srv/./bk/").unwrap().to_string(), "file:///srv/bk");
-        assert!(Location::parse("rel").unwrap().path().is_absolute());
-        for bad in ["", "s3://bucket/x", "file://srv", "https://u:p@h/x"] {
+        assert!(directory("rel").is_absolute());
+        let s3 = Location::parse("s3://bucket/a/b").unwrap();
+        assert_eq!((s3.directory(), s3.s3().unwrap().bucket()), (None, "bucket"));
+        assert_eq!(s3.to_string(), "s3://bucket/a/b");
+        for bad in ["", "s3://", "sftp://host/x", "file://srv", "https://u:p@h/x"] {
             assert_eq!(Location::parse(bad).unwrap_err().kind(), ErrorKind::Invalid, "{bad}");
         }
     }

@@ -7,6 +7,9 @@
 pub enum Fault {
     /// A collection does not wait for writers that registered before its plan (G2).
     NoWaitForWriters,
+    /// What must stay is listed once, at the beginning, and nobody is waited for: the collector
+    /// of Proxmox Backup Server before PSA-2025-00019-1 (G2).
+    ProxmoxCollector,
     /// What must stay is read before the older writers are over, not after it (G2).
     RootsBeforeWriters,
     /// What the plan condemned is deleted without marking again (G2).
@@ -61,6 +64,8 @@ pub enum Fault {
     FootersNotCompared,
     /// A point that cannot be read is left out, and the collection goes on.
     DamagedPointSkipped,
+    /// A hold that came too late, on a point whose packs are gone, stops all collections.
+    LateHoldTakenForDamage,
     /// A tree node that cannot be read is left out, and the collection goes on.
     DamagedNodeSkipped,
     /// A chunk that stands twice in a pack counts as not being there.
@@ -100,6 +105,7 @@ impl Fault {
     /// The mistakes, each of which some test must notice.
     pub const MISTAKES: &[Fault] = &[
         Fault::NoWaitForWriters,
+        Fault::ProxmoxCollector,
         Fault::RootsBeforeWriters,
         Fault::NoSecondMark,
         Fault::PointsBeforeSessions,
@@ -128,6 +134,7 @@ impl Fault {
         Fault::FootersNotCompared,
         Fault::DamagedPointSkipped,
         Fault::DamagedNodeSkipped,
+        Fault::LateHoldTakenForDamage,
         Fault::TwinsCountAsNone,
         Fault::DecodeNotChecked,
         Fault::ZerosForMissing,

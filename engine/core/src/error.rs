@@ -144,7 +144,7 @@ impl From<backstay_store::Error> for Error {
             K::WrongKey | K::NeedsKey => ErrorKind::WrongKey,
             K::Damaged => ErrorKind::Damaged,
             K::NoSpace => ErrorKind::NoSpace,
-            K::Denied => ErrorKind::Denied,
+            K::Denied | K::Locked => ErrorKind::Denied,
             K::Unsupported => ErrorKind::Unsupported,
             K::Invalid => ErrorKind::Invalid,
             K::Busy => ErrorKind::Busy,

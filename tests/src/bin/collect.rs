@@ -138,18 +138,23 @@ fn small_backups(repo: &Repository, seed: u64, stop: &AtomicBool) -> Result<(f64
     Ok((times[count - 1], times[count / 2], count))
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse()?;
-    eprintln_seed(args.seed);
-    let work = tempfile::Builder::new().prefix("backstay-collect-").tempdir_in(&args.dir)?;
-    let location = Location::from_path(&work.path().join("repo"));
-    let init = InitOptions {
+fn init(location: &Location) -> Result<()> {
+    let options = InitOptions {
         chunk_size: ChunkSize::new(CHUNK as u32)?,
         encryption: Encryption::Aes256Gcm,
         time: jiff::Timestamp::now(),
         parity: false,
     };
-    Repository::init(&location, &init, &key())?;
+    Repository::init(location, &options, &key())?;
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse()?;
+    eprintln_seed(args.seed);
+    let work = tempfile::Builder::new().prefix("backstay-collect-").tempdir_in(&args.dir)?;
+    let location = Location::from_path(&work.path().join("repo"));
+    init(&location)?;
     let options = OpenOptions::new(work.path().join("cache"));
     let repo = Repository::open(&location, &key(), &options)?;
 

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 pub(crate) enum Event {
     Backup,
     BaseUsed,
+    BaseTrusted,
+    Kept,
     GivenUp,
     FencedCommit,
     UnknownCommit,

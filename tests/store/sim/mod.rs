@@ -29,6 +29,7 @@ use schedule::Rng;
 
 pub(crate) use schedule::Call;
 use truth::Verdict;
+pub(crate) use truth::nothing_left;
 
 /// What one run came to.
 pub(crate) struct Outcome {

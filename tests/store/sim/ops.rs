@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use backstay_store::{
-    Cause, CheckOptions, ChunkIndex, CollectOptions, CollectReport, DamageKind, ErrorKind,
-    NewPoint, NoProgress, ObjectKey, RecoveryPoint, SessionKind, WriteScratch, WriteSession,
+    Cause, CheckOptions, ChunkIndex, CollectOptions, CollectReport, DamageKind, DiskRecord,
+    ErrorKind, NewPoint, NoProgress, ObjectKey, RecoveryPoint, SessionKind, WriteScratch,
+    WriteSession,
 };
 use jiff::SignedDuration;
 
@@ -125,24 +126,17 @@ impl Actor<'_> {
         }
         self.note(format!("backs up {:?} on {:?}", content.chunks, id_of(&base)));
         let begun = self.repo.begin(base.as_ref().map(|(p, _)| p));
-        let Some(session) = self.expect("begin", begun, SESSION)? else { return Ok(()) };
+        let Some(mut session) = self.expect("begin", begun, SESSION)? else { return Ok(()) };
         self.note(format!("is session {}", session.id().short()));
-        let writer = session.image("disk0", "sim", content.len() as u64);
-        let mut scratch = self.expect("scratch", WriteScratch::new(), &[])?;
-        let Some(scratch) = &mut scratch else { return Ok(()) };
-        let (mut at, nap) = (0, self.rng.below(content.chunks.len()));
-        while at < content.chunks.len() {
-            if at >= nap && !within && self.rng.chance(100) {
-                self.act(true)?;
-            }
-            let count = 1 + self.rng.below(4);
-            let data = content.bytes(at, count);
-            let wrote = writer.write_chunks(ChunkIndex(at as u64), &data, scratch);
-            if self.expect("write", wrote, SESSION)?.is_none() {
-                return Ok(());
-            }
-            at += count;
+        if let (Some((point, _)), true) = (&base, self.rng.chance(400)) {
+            self.count(Event::BaseTrusted);
+            // A base that was removed, or packs that vanish meanwhile: it is not trusted then.
+            let trusted = session.trust_base(point, &NoProgress);
+            let allowed = [ErrorKind::NotFound, ErrorKind::Damaged, SESSION[0], SESSION[1]];
+            self.expect("trust", trusted, &allowed)?;
         }
+        let old = base.as_ref().map(|(_, content)| content.clone());
+        let Some(disk) = self.write(&session, &content, old, within)? else { return Ok(()) };
         if self.rng.chance(100) {
             self.count(Event::GivenUp);
             self.note("gives up".into());
@@ -151,15 +145,52 @@ impl Actor<'_> {
         if self.rng.chance(100) && self.expect("beat", session.beat(), SESSION)?.is_none() {
             return Ok(());
         }
-        let finished = writer.finish();
-        let Some(disk) = self.expect("finish", finished, SESSION)? else { return Ok(()) };
         self.commit(session, disk, content, base)
+    }
+
+    /// Writes a disk: what its base has at the same place is sometimes kept unseen.
+    fn write(
+        &mut self,
+        session: &WriteSession,
+        content: &Content,
+        old: Option<Arc<Content>>,
+        within: bool,
+    ) -> Done<Option<DiskRecord>> {
+        let writer = session.image("disk0", "sim", content.len() as u64);
+        let mut scratch = self.expect("scratch", WriteScratch::new(), &[])?;
+        let Some(scratch) = &mut scratch else { return Ok(None) };
+        let same = |at: usize| {
+            let old = old.as_ref().filter(|_| (at as u64) < writer.keepable());
+            old.is_some_and(|o| o.chunks.get(at) == content.chunks.get(at))
+        };
+        let (mut at, nap) = (0, self.rng.below(content.chunks.len()));
+        while at < content.chunks.len() {
+            if at >= nap && !within && self.rng.chance(100) {
+                self.act(true)?;
+            }
+            if same(at) && self.rng.chance(600) {
+                let kept = writer.keep(ChunkIndex(at as u64), 1);
+                if self.expect("keep", kept, &[ErrorKind::Damaged])?.is_some() {
+                    self.count(Event::Kept);
+                    at += 1;
+                    continue;
+                }
+            }
+            let count = 1 + self.rng.below(4);
+            let data = content.bytes(at, count);
+            let wrote = writer.write_chunks(ChunkIndex(at as u64), &data, scratch);
+            if self.expect("write", wrote, SESSION)?.is_none() {
+                return Ok(None);
+            }
+            at += count;
+        }
+        self.expect("finish", writer.finish(), SESSION)
     }
 
     fn commit(
         &mut self,
         session: WriteSession,
-        disk: backstay_store::DiskRecord,
+        disk: DiskRecord,
         content: Content,
         base: Option<(RecoveryPoint, Arc<Content>)>,
     ) -> Done {

@@ -36,7 +36,8 @@ pub(crate) struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// The repository: a directory, or file:///DIRECTORY
+    /// The repository: a directory, file:///DIRECTORY, or s3://BUCKET/PREFIX?endpoint=URL (keys as
+    /// AWS's tools take them: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)
     #[arg(
         long,
         global = true,
@@ -56,6 +57,17 @@ pub(crate) struct Global {
         hide_env_values = true
     )]
     pub(crate) cache_dir: Option<PathBuf>,
+
+    /// Most of a bucket's packs that is kept in the cache; 0 keeps nothing [default: 4GiB]
+    #[arg(
+        long,
+        global = true,
+        value_name = "SIZE",
+        env = "BACKSTAY_DISK_CACHE",
+        hide_env_values = true,
+        value_parser = crate::units::parse_size
+    )]
+    pub(crate) disk_cache: Option<u64>,
 
     /// Unlock with the content of this file [env: BACKSTAY_KEY_FILE]
     #[arg(long, global = true, value_name = "FILE", group = "key")]
@@ -127,7 +139,10 @@ pub(crate) enum Command {
     Show(cmd::show::Args),
     Restore(cmd::restore::Args),
     Mount(cmd::mount::Args),
+    Point(cmd::point::Args),
     Retention(cmd::retention::Args),
+    Gc(cmd::gc::Args),
+    Session(cmd::session::Args),
     Diff(cmd::diff::Args),
     Completion(cmd::completion::Args),
     Man(cmd::man::Args),

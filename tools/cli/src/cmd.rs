@@ -4,13 +4,18 @@ pub(crate) mod backup;
 pub(crate) mod completion;
 pub(crate) mod copy;
 pub(crate) mod diff;
+pub(crate) mod gc;
 pub(crate) mod guard;
+mod keepers;
 pub(crate) mod list;
 pub(crate) mod man;
 pub(crate) mod mount;
+pub(crate) mod point;
+mod removing;
 pub(crate) mod repo;
 pub(crate) mod restore;
 pub(crate) mod retention;
+pub(crate) mod session;
 pub(crate) mod show;
 pub(crate) mod version;
 mod view;
@@ -30,7 +35,10 @@ pub(crate) fn run(ctx: &Ctx, command: Command) -> Result<Exit, CliError> {
         Command::Show(args) => show::run(ctx, args),
         Command::Restore(args) => restore::run(ctx, args),
         Command::Mount(args) => mount::run(ctx, args),
+        Command::Point(args) => point::run(ctx, args),
         Command::Retention(args) => retention::run(ctx, args),
+        Command::Gc(args) => gc::run(ctx, args),
+        Command::Session(args) => session::run(ctx, args),
         Command::Diff(args) => diff::run(ctx, args),
         Command::Completion(args) => completion::run(ctx, args),
         Command::Man(args) => man::run(ctx, args),

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use crate::cli::Global;
 use crate::exit::{CliError, Exit};
 use crate::output::Output;
+use crate::units::shell_word;
 use crate::{registry, secret};
 
 /// The global options, resolved only as far as a command asks for it.
@@ -111,7 +112,8 @@ impl Ctx {
     ) -> Result<Repository, CliError> {
         let unlock = self.unlock(location, key)?;
         let cache_dir = self.cache_dir()?;
-        let options = OpenOptions::new(&cache_dir);
+        let mut options = OpenOptions::new(&cache_dir);
+        options.disk_cache_bytes = self.global.disk_cache.unwrap_or(options.disk_cache_bytes);
         let repository = Repository::open(location, &unlock, &options)
             .map_err(|error| at_opening(error, location))?;
         remember(&cache_dir, repository.config(), location);
@@ -180,7 +182,8 @@ fn at_opening(error: backstay_store::Error, location: &Location) -> CliError {
     match kind {
         ErrorKind::NotFound => {
             made.exit = Exit::NoRepository;
-            made.hint(format!("backstay repo init --repo {location}      makes one there"))
+            let word = shell_word(&location.to_string());
+            made.hint(format!("backstay repo init --repo {word}      makes one there"))
                 .hint("backstay repo list                shows those this machine has used")
         }
         ErrorKind::NeedsKey => secret::name_the_options(made),

@@ -77,7 +77,7 @@ impl Exit {
             Self::Done => "done, all good",
             Self::Failed => "failed, for a reason not listed here",
             Self::Usage => "wrong usage or configuration",
-            Self::Partial => "finished, but some items could not be read",
+            Self::Partial => "finished, but some items could not be read, or stay for now",
             Self::Differs => "diff --exit-code: differences exist",
             Self::NoRepository => "there is no repository",
             Self::WrongKey => "wrong key or passphrase",
@@ -86,7 +86,7 @@ impl Exit {
             Self::NotFound => "name not found, or ambiguous",
             Self::InUse => "already exists, or in use",
             Self::Refused => "refused: no space, a missing tool, or a newer format",
-            Self::NeedsConfirmation => "needs confirmation, and there is no terminal",
+            Self::NeedsConfirmation => "needs a confirmation that was not given",
             Self::Interrupted => "interrupted (Ctrl-C)",
             Self::Terminated => "terminated",
         }
@@ -244,7 +244,7 @@ impl From<backstay_store::Error> for CliError {
             Store::WrongKey => Exit::WrongKey,
             Store::NeedsKey | Store::Invalid => Exit::Usage,
             Store::Damaged => Exit::Damaged,
-            Store::NoSpace | Store::Unsupported => Exit::Refused,
+            Store::NoSpace | Store::Unsupported | Store::Locked => Exit::Refused,
             Store::Denied => Exit::Denied,
             Store::Io | Store::Fenced => Exit::Failed,
             Store::Aborted => Exit::Interrupted,
@@ -324,7 +324,7 @@ fn with_remedy(error: CliError) -> CliError {
             .hint("backstay repo verify      names everything that is damaged")
             .hint("backstay repo repair      stores again what any source still has"),
         Exit::Refused => error,
-        Exit::Denied => error.hint("run as a user who may read and write there"),
+        Exit::Denied => error.hint("run as a user, or with keys, that may read and write there"),
         Exit::Done
         | Exit::Failed
         | Exit::Usage

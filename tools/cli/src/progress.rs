@@ -176,6 +176,19 @@ impl Reporter {
         self.counted.lock().map(|counted| counted.clone()).unwrap_or_default()
     }
 
+    /// Something worth a line that is no trouble: what the work waits for.
+    pub(crate) fn event(&self, event: &str, text: &str) {
+        let text = clean(text);
+        match &self.shown {
+            Shown::Bar(bar) => bar.suspend(|| note(&text)),
+            Shown::Events => {
+                note(&serde_json::json!({"event": event, "message": text}).to_string());
+            }
+            Shown::Lines => note(&text),
+            Shown::Nothing => {}
+        }
+    }
+
     /// Something went wrong that does not end the work.
     pub(crate) fn trouble(&self, text: &str) {
         let text = clean(text);

@@ -4,11 +4,13 @@ mod it {
     mod changes;
     mod copy;
     mod errors;
+    mod gc;
     mod help;
     mod interrupt;
     mod journey;
     mod keys;
     mod mounts;
+    mod point;
     mod recovery;
     mod repair;
     mod retention;

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::cargo::Cargo;
 use crate::env::House;
-use crate::{proc, rocksdb};
+use crate::{proc, rocksdb, s3_servers};
 
 /// What a chore is about to do, which decides what it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,7 @@ const RUN: &[Need] = &[
     Need { package: "gdisk", there: || has("sgdisk") },
     Need { package: "e2fsprogs", there: || has("mke2fs") && has("debugfs") },
     Need { package: "mount", there: || has("losetup") && has("mount") },
+    Need { package: "python3-venv", there: has_python_venv },
 ];
 
 const RESTIC: Need = Need { package: "restic", there: || has("restic") };
@@ -49,6 +50,10 @@ const BORG: Need = Need { package: "borgbackup", there: || has("borg") };
 
 fn has(program: &str) -> bool {
     proc::find(program).is_some()
+}
+
+fn has_python_venv() -> bool {
+    proc::output(proc::command("python3").args(["-c", "import ensurepip, venv"])).is_ok()
 }
 
 fn has_libclang() -> bool {
@@ -80,6 +85,9 @@ pub(crate) fn run(house: &House) -> Result<ExitCode> {
 /// Makes the machine ready for `purpose` and returns the cargo that everything is built with.
 pub(crate) fn ready(house: &House, purpose: Purpose) -> Result<Cargo> {
     packages(purpose)?;
+    if purpose == Purpose::Run {
+        s3_servers::ready(house);
+    }
     // The dependencies' sources are fetched first: the library is built from one of them.
     let lib = match rocksdb::library(house) {
         Ok(dir) => Some(dir),

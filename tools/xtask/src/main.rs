@@ -20,6 +20,7 @@ mod levels;
 mod licences;
 mod proc;
 mod rocksdb;
+mod s3_servers;
 mod steps;
 mod test;
 mod tidy;

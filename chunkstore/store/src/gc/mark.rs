@@ -1,7 +1,5 @@
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
-use backstay_format::point::RecoveryPoint;
 use backstay_format::{ChunkId, PackId};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -11,6 +9,7 @@ use crate::progress::Progress;
 use crate::read::node;
 use crate::repository::Inner;
 
+use super::roots::Roots;
 use super::summary::{Summaries, Summary};
 
 /// Nodes taken from the stack at once.
@@ -27,6 +26,7 @@ pub(super) struct Marks {
     packs: HashMap<PackId, PackMarks>,
     references: u64,
     missing: HashSet<ChunkId>,
+    gone: HashSet<ChunkId>,
 }
 
 /// The needed entries of one pack.
@@ -62,6 +62,11 @@ impl Marks {
         &self.missing
     }
 
+    /// Nodes of removed points that the index has in no pack.
+    pub(super) fn gone(&self) -> &HashSet<ChunkId> {
+        &self.gone
+    }
+
     /// Whether this copy of a chunk is the one that is needed.
     pub(super) fn has(&self, l: &ChunkLocation) -> bool {
         self.packs.get(&l.pack).is_some_and(|p| p.has(l.number))
@@ -84,15 +89,19 @@ impl Marks {
     }
 }
 
-/// Marks everything that `points` need. Of several copies of a chunk one is marked, outside of
+/// Marks everything that the points of `roots` need. Of several copies of a chunk one is marked, outside of
 /// `avoid` if there is one.
 ///
 /// A subtree is walked once, however many points share it, and one that `known` has a summary of
 /// is not followed at all. A node that cannot be read is an error: what hangs below it is not
 /// known.
+///
+/// A removed point is different in one thing: its chunks may be gone already, because who holds it
+/// came too late and has not noticed yet (LOCKS.md, H1). A node of it that is in no pack hides
+/// nothing that anybody can still read, and is no damage.
 pub(super) fn mark(
     repo: &Inner,
-    points: &[Arc<RecoveryPoint>],
+    roots: &Roots,
     avoid: &PackSet,
     known: &dyn Summaries,
     progress: &dyn Progress,
@@ -105,12 +114,16 @@ pub(super) fn mark(
         avoid,
         usable: usable.collect(),
         known,
+        removed: false,
         marks: Marks::default(),
         seen: HashSet::new(),
         fresh: Vec::new(),
     };
-    progress.total("points", points.len() as u64);
-    for point in points {
+    progress.total("points", (roots.points.len() + roots.held.len()) as u64);
+    // Those that are not removed first: nothing they need may count as seen before.
+    let points = roots.points.iter().map(|p| (p, false));
+    for (point, removed) in points.chain(roots.held.iter().map(|p| (p, true))) {
+        marker.removed = removed && !planted(Fault::LateHoldTakenForDamage);
         if progress.cancelled() {
             return Err(Error::new(ErrorKind::Aborted, "the collection was stopped"));
         }
@@ -140,6 +153,8 @@ struct Marker<'a> {
     /// Packs that are present and not to be avoided.
     usable: HashSet<PackId>,
     known: &'a dyn Summaries,
+    /// The point that is followed is removed: what is gone of it is no damage.
+    removed: bool,
     marks: Marks,
     /// Nodes at and above the level of summaries that were followed.
     seen: HashSet<ChunkId>,
@@ -165,7 +180,9 @@ impl Marker<'_> {
                     }
                     continue;
                 }
-                self.add_nodes(&[id], &mut own)?;
+                if !self.add_node(id, &mut own)? {
+                    continue;
+                }
                 let here = node(self.repo, id, level)?;
                 stack.extend(here.slots().iter().flatten().map(|id| (*id, level - 1)));
             }
@@ -181,7 +198,9 @@ impl Marker<'_> {
             return Ok((summary, true));
         }
         let mut summary = Summary::default();
-        self.add_nodes(&[root], &mut summary)?;
+        if !self.add_node(root, &mut summary)? {
+            return Ok((summary, false));
+        }
         let here = node(self.repo, root, level)?;
         let slots: Vec<ChunkId> = here.slots().iter().flatten().copied().collect();
         let mut whole = true;
@@ -191,7 +210,9 @@ impl Marker<'_> {
                     Some(l) => summary.add(&l),
                     None => {
                         whole = false;
-                        self.marks.missing.insert(*id);
+                        if !self.removed {
+                            self.marks.missing.insert(*id);
+                        }
                     }
                 }
             }
@@ -213,15 +234,20 @@ impl Marker<'_> {
         Ok((summary, whole))
     }
 
-    fn add_nodes(&self, nodes: &[ChunkId], summary: &mut Summary) -> Result<()> {
-        for (id, found) in nodes.iter().zip(self.locate(nodes)?) {
-            let Some(location) = found else {
+    /// Adds a node; false if it is gone, as nodes of a removed point may be.
+    fn add_node(&mut self, id: ChunkId, summary: &mut Summary) -> Result<bool> {
+        match self.locate(&[id])?.pop().flatten() {
+            Some(location) => summary.add(&location),
+            None if self.removed => {
+                self.marks.gone.insert(id);
+                return Ok(false);
+            }
+            None => {
                 let text = format!("image-tree node {id} is in no pack of this repository");
                 return Err(Error::new(ErrorKind::Damaged, text));
-            };
-            summary.add(&location);
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<ChunkLocation>>> {

@@ -224,12 +224,12 @@ fn make_plan(
     // Once more: of the points just listed some were not there yet when the packs were listed.
     repo.synchronise()?;
     let known = summaries(repo)?;
-    let marks = mark(repo, &roots.points, &PackSet::new(), &*known, progress)
+    let marks = mark(repo, &roots, &PackSet::new(), &*known, progress)
         .map_err(|e| overtaken_or(repo, newest, e))?;
     if !marks.missing().is_empty() && session::newest(repo)? != newest {
         return Err(overtaken());
     }
-    report.points = roots.points.len() as u64;
+    report.points = (roots.points.len() + roots.held.len()) as u64;
     report.references += marks.references();
     report.missing_chunks = marks.missing().len() as u64;
     let mut decision = decide::decide(repo, &candidates, &marks, &roots, options);
@@ -349,13 +349,14 @@ fn summaries(repo: &Inner) -> Result<Arc<dyn Summaries>> {
 fn bury(repo: &Inner, roots: &Roots) -> Result<u64> {
     let mut buried = 0;
     for &id in &roots.removed {
-        // What cannot be read may be a fence, which must stay; it stays hidden.
-        match load_point_cached(repo, id) {
-            Ok(Some(_)) => {}
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
-            _ => continue,
-        }
-        let mut keys = [ObjectKey::Point(id), ObjectKey::Removal(id)];
+        let mut keys = match load_point_cached(repo, id) {
+            Ok(Some(_)) => vec![ObjectKey::Point(id), ObjectKey::Removal(id)],
+            // Gone already; or a fence came in its place, which must stay and is no point.
+            Ok(None) => vec![ObjectKey::Removal(id)],
+            Err(e) if e.kind() == ErrorKind::NotFound => vec![ObjectKey::Removal(id)],
+            // What cannot be read may be a fence; it stays hidden.
+            Err(_) => continue,
+        };
         if planted(Fault::RemovalDeletedFirst) {
             keys.reverse();
         }
@@ -364,7 +365,7 @@ fn bury(repo: &Inner, roots: &Roots) -> Result<u64> {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 // Under a retention lock; it stays hidden.
-                Err(e) if e.kind() == ErrorKind::Denied => break,
+                Err(e) if matches!(e.kind(), ErrorKind::Locked | ErrorKind::Denied) => break,
                 Err(e) => return Err(e),
             }
         }

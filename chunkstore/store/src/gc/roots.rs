@@ -16,9 +16,10 @@ use crate::session::{SessionInfo, open_sessions};
 /// What must stay.
 #[derive(Debug)]
 pub(super) struct Roots {
-    /// The points whose chunks are needed: all that are not removed, and removed ones that are
-    /// held.
+    /// The points whose chunks are needed: all that are not removed.
     pub(super) points: Vec<Arc<RecoveryPoint>>,
+    /// Removed points that somebody holds: what is left of their chunks is needed too.
+    pub(super) held: Vec<Arc<RecoveryPoint>>,
     /// Removed points that nothing holds.
     pub(super) removed: Vec<PointId>,
     /// The open sessions.
@@ -57,12 +58,14 @@ pub(super) fn gather(repo: &Inner) -> Result<Roots> {
     let removals = removed;
     let held = held(repo, &pins, &sessions);
     let mut points = Vec::new();
+    let mut kept = Vec::new();
     for key in early.unwrap_or_else(|| repo.storage().list(Folder::Points))? {
         let ObjectKey::Point(id) = key else { continue };
         if removals.contains(&id) && !held.contains(&id) {
             continue;
         }
         match load_point_cached(repo, id) {
+            Ok(Some(point)) if removals.contains(&id) => kept.push(point),
             Ok(Some(point)) => points.push(point),
             // A fence.
             Ok(None) => {}
@@ -77,7 +80,7 @@ pub(super) fn gather(repo: &Inner) -> Result<Roots> {
     if planted(Fault::HeldPointsBuried) {
         removed = removals.into_iter().collect();
     }
-    Ok(Roots { points, removed, sessions })
+    Ok(Roots { points, held: kept, removed, sessions })
 }
 
 /// The points that somebody keeps.

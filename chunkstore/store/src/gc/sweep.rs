@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use backstay_format::PackId;
 use backstay_format::gc::{End, Generation, Plan, Verdict};
+use backstay_format::pack::PackKind;
 use backstay_format::session::SessionKind;
 
 use crate::error::{ErrorKind, Result};
@@ -36,12 +37,15 @@ pub(super) fn sweep(
 ) -> Result<bool> {
     report.generation = generation;
     let plan: Plan = record::get(repo, ObjectKey::GcPlan(generation)).map_err(cleared_away)?;
+    // A node that is new here does not know the packs yet that it is to tell the sizes of.
+    repo.synchronise()?;
     let packs = quarantine::with_whole_packs(repo, repo.index()?.packs())?;
     let packs: BTreeMap<PackId, PackInfo> = packs.into_iter().collect();
     let verdict = match record::get::<Verdict>(repo, ObjectKey::GcVerdict(generation)) {
         Ok(verdict) => verdict,
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            let early = planted(Fault::RootsBeforeWriters).then(|| roots::gather(repo));
+            let early = planted(Fault::RootsBeforeWriters) || planted(Fault::ProxmoxCollector);
+            let early = early.then(|| roots::gather(repo));
             report.waiting_for = older_writers(repo, &plan, options, report)?;
             if !report.waiting_for.is_empty() {
                 report.later = amount(&plan.condemned, &packs);
@@ -90,7 +94,7 @@ fn older_writers(
     report: &mut CollectReport,
 ) -> Result<Vec<SessionInfo>> {
     let mut waiting = Vec::new();
-    if planted(Fault::NoWaitForWriters) {
+    if planted(Fault::NoWaitForWriters) || planted(Fault::ProxmoxCollector) {
         return Ok(waiting);
     }
     for s in session::open_sessions(repo)? {
@@ -150,9 +154,12 @@ fn doomed(
     // After the points: each was committed when its packs were there.
     repo.synchronise()?;
     let known = summaries(repo)?;
-    let marks = mark(repo, &roots.points, &condemned, &*known, progress)?;
+    let marks = mark(repo, &roots, &condemned, &*known, progress)?;
     report.references += marks.references();
     let mut doomed = Vec::new();
+    if !marks.gone().is_empty() && !truly_gone(repo, &marks)? {
+        return Ok(doomed);
+    }
     let mut relied_on = HashSet::new();
     for &pack in &plan.condemned {
         if marks.pack(pack).is_none() && agrees(repo, pack, &marks, &mut relied_on)? {
@@ -160,6 +167,26 @@ fn doomed(
         }
     }
     Ok(doomed)
+}
+
+/// Whether the nodes that the index has in no pack are in none by what the packs say themselves: what
+/// hangs below such a node was not marked. Only packs of nodes can have them, and those are few.
+fn truly_gone(repo: &Inner, marks: &Marks) -> Result<bool> {
+    for (pack, _) in repo.index()?.packs().into_iter().filter(|(_, i)| i.kind == PackKind::Tree) {
+        let footer = match read_footer(repo.storage(), repo.config().id, repo.keys(), pack) {
+            Ok(footer) => footer,
+            Err(e) if e.kind() == ErrorKind::NotFound => continue,
+            Err(error) => {
+                tracing::warn!(%pack, %error, "a pack cannot be read, so all packs stay");
+                return Ok(false);
+            }
+        };
+        if let Some(e) = footer.entries.iter().find(|e| marks.gone().contains(&e.id)) {
+            tracing::warn!(%pack, node = %e.id, "the index lacks a node, so all packs stay");
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether a pack may go by what it says itself: every entry stands in the index where the pack has
@@ -235,7 +262,7 @@ fn delete(
             Ok(()) => report.freed.add(len),
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             // A retention lock: a later collection tries again.
-            Err(e) if e.kind() == ErrorKind::Denied => {
+            Err(e) if matches!(e.kind(), ErrorKind::Locked | ErrorKind::Denied) => {
                 report.locked.add(len);
                 locked.push(pack);
                 continue;
@@ -244,7 +271,12 @@ fn delete(
         }
         deleted.push(pack);
         match repo.storage().delete(ObjectKey::Parity(pack)) {
-            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Denied) => {
+            Err(e)
+                if !matches!(
+                    e.kind(),
+                    ErrorKind::NotFound | ErrorKind::Locked | ErrorKind::Denied
+                ) =>
+            {
                 return Err(e);
             }
             _ => {}
@@ -265,7 +297,12 @@ fn forget_old(repo: &Inner, generation: Generation) -> Result<()> {
             continue;
         }
         match repo.storage().delete(key) {
-            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Denied) => {
+            Err(e)
+                if !matches!(
+                    e.kind(),
+                    ErrorKind::NotFound | ErrorKind::Locked | ErrorKind::Denied
+                ) =>
+            {
                 return Err(e);
             }
             _ => {}

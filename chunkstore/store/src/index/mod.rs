@@ -105,6 +105,10 @@ pub(crate) trait ChunkIndex: Send + Sync + Debug {
     /// them. (None is forgotten for being one of many: when those told of go, others are told of.)
     fn copies(&self, id: ChunkId) -> Result<Vec<ChunkLocation>>;
 
+    /// Tells that so many packs that are not known are about to be added; then [`ChunkIndex::publish`]
+    /// is called. Chunks of packs added in between may be seen only after that.
+    fn expect(&self, packs: usize) -> Result<()>;
+
     /// Adds a durable pack (FORMAT.md, rule O5); `entries` in the order of its table. This process
     /// sees it at once; others after [`ChunkIndex::publish`].
     fn add_pack(&self, pack: PackId, info: PackInfo, entries: &[PackEntry]) -> Result<()> {

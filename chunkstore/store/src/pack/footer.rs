@@ -10,7 +10,7 @@ use backstay_format::{FormatError, PackId, RepoId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::ObjectKey;
 use crate::keys::Keys;
-use crate::storage::Storage;
+use crate::storage::{Keep, RangeRead, Storage};
 
 /// What a pack says of itself.
 #[derive(Debug)]
@@ -48,7 +48,11 @@ pub(crate) fn read_footer(
 ) -> Result<PackFooter> {
     let key = ObjectKey::Pack(pack);
     let len = storage.size(key)?;
-    let read = |offset, buf: &mut [u8]| storage.read_at(key, offset, buf);
+    let read = |parts: &mut [Wanted<'_>]| {
+        let part = |(offset, buf)| RangeRead { key, offset, buf, keep: Keep::No };
+        let mut parts: Vec<_> = parts.iter_mut().map(|(at, buf)| part((*at, &mut **buf))).collect();
+        storage.read_many(&mut parts)
+    };
     footer_with(len, &read, repo, keys, pack)
 }
 
@@ -59,22 +63,27 @@ pub(crate) fn footer_of(
     keys: &Keys,
     pack: PackId,
 ) -> Result<PackFooter> {
-    let read = |offset: u64, buf: &mut [u8]| {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let part = start.checked_add(buf.len()).and_then(|end| bytes.get(start..end));
-        let cut = || Error::new(ErrorKind::Damaged, format!("pack {pack} is cut short"));
-        buf.copy_from_slice(part.ok_or_else(cut)?);
+    let read = |parts: &mut [Wanted<'_>]| {
+        for (offset, buf) in parts {
+            let start = usize::try_from(*offset).unwrap_or(usize::MAX);
+            let part = start.checked_add(buf.len()).and_then(|end| bytes.get(start..end));
+            let cut = || Error::new(ErrorKind::Damaged, format!("pack {pack} is cut short"));
+            buf.copy_from_slice(part.ok_or_else(cut)?);
+        }
         Ok(())
     };
     footer_with(bytes.len() as u64, &read, repo, keys, pack)
 }
 
-/// Fills a buffer from an offset of a pack.
-type ReadAt<'a> = &'a dyn Fn(u64, &mut [u8]) -> Result<()>;
+/// An offset in a pack, and a buffer to fill from there.
+type Wanted<'a> = (u64, &'a mut [u8]);
+
+/// Fills buffers from a pack, all in one request where the storage can.
+type ReadParts<'a> = &'a dyn Fn(&mut [Wanted<'_>]) -> Result<()>;
 
 fn footer_with(
     len: u64,
-    read: ReadAt<'_>,
+    read: ReadParts<'_>,
     repo: RepoId,
     keys: &Keys,
     pack: PackId,
@@ -84,10 +93,9 @@ fn footer_with(
         return Err(damaged(FormatError::damaged("length", format!("{len} bytes is no pack"))));
     }
     let mut head = [0u8; header::LEN];
-    read(0, &mut head)?;
     let tail_len = FOOTER_READ.min(len);
     let mut tail = vec![0u8; usize::try_from(tail_len).unwrap_or(0)];
-    read(len - tail_len, &mut tail)?;
+    read(&mut [(0, &mut head), (len - tail_len, &mut tail)])?;
     let (rest, end) = tail.split_at(tail.len() - trailer::LEN);
     let t = PackTrailer::decode(end, len).map_err(damaged)?;
     // The trailer vouches for the version, so whatever is odd about the header is damage.
@@ -99,7 +107,7 @@ fn footer_with(
         Some(start) => rest[start..].to_vec(),
         None => {
             let mut table = vec![0u8; table_len];
-            read(t.table_offset, &mut table)?;
+            read(&mut [(t.table_offset, &mut table)])?;
             table
         }
     };

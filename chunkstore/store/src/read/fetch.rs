@@ -9,6 +9,7 @@ use crate::key::ObjectKey;
 use crate::planted::{Fault, planted};
 use crate::repository::Inner;
 use crate::seal::Decoder;
+use crate::storage::{Keep, RangeRead};
 
 /// Working memory of one reading thread: reused from call to call.
 #[derive(Debug)]
@@ -16,12 +17,15 @@ pub struct ReadScratch {
     decoder: Decoder,
     stored: Vec<u8>,
     locations: Vec<Option<ChunkLocation>>,
+    /// What is read now will not be read again: no cache need keep it.
+    pub(crate) once: bool,
 }
 
 impl ReadScratch {
     /// Empty working memory; grows to a few MiB.
     pub fn new() -> Result<Self> {
-        Ok(Self { decoder: Decoder::new()?, stored: Vec::new(), locations: Vec::new() })
+        let (stored, locations) = (Vec::new(), Vec::new());
+        Ok(Self { decoder: Decoder::new()?, stored, locations, once: false })
     }
 }
 
@@ -69,15 +73,25 @@ pub(crate) fn fetch(
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     let place = |i: usize| scratch.locations[i].map(|l| (l.pack, l.offset));
     order.sort_by_key(|&i| place(i));
-    let mut failed = Vec::new();
+    let mut runs = Vec::new();
     let mut rest = order.as_slice();
     while let Some(&first) = rest.first() {
         let Some(start) = scratch.locations[first] else {
             return Err(missing(wanted[first].id));
         };
-        let run = run_length(rest, start, &scratch.locations);
-        read_run(repo, kind, start, &rest[..run], wanted, scratch, &mut failed);
-        rest = &rest[run..];
+        let (members, later) = rest.split_at(run_length(rest, start, &scratch.locations));
+        let end = members.iter().filter_map(|&i| scratch.locations[i]).map(end_of).max();
+        let len = end.unwrap_or(start.offset) - start.offset;
+        runs.push(RunOfChunks { start, len, members });
+        rest = later;
+    }
+    let batch = repo.storage().advice().batch_bytes;
+    let mut failed = Vec::new();
+    let mut runs = runs.as_slice();
+    while !runs.is_empty() {
+        let (now, later) = runs.split_at(batch_length(runs, batch));
+        read_runs(repo, kind, now, wanted, scratch, &mut failed);
+        runs = later;
     }
     if failed.is_empty() { Ok(()) } else { fetch_elsewhere(repo, kind, wanted, failed, scratch) }
 }
@@ -114,7 +128,8 @@ fn fetch_elsewhere(
             tried.insert(copy.pack);
             let mut again = Vec::new();
             scratch.locations[at] = Some(copy);
-            read_run(repo, kind, copy, &[at], wanted, scratch, &mut again);
+            let one = RunOfChunks { start: copy, len: copy.stored_len, members: &[at] };
+            read_runs(repo, kind, &[one], wanted, scratch, &mut again);
             again.iter().for_each(|f| note(repo, id, f.location, &f.error));
             if again.is_empty() {
                 break;
@@ -132,6 +147,23 @@ fn note(repo: &Inner, id: ChunkId, location: ChunkLocation, error: &Error) {
     if error.kind() == ErrorKind::Damaged {
         repo.note_damage(location.pack, id, error.whole_story());
     }
+}
+
+/// Neighbours in a pack: the first, and the bytes from its start to the end of the last.
+struct RunOfChunks<'a> {
+    start: ChunkLocation,
+    len: u32,
+    members: &'a [usize],
+}
+
+/// How many of `runs` are asked for at once: as many as fit into `most` bytes, and one at least.
+fn batch_length(runs: &[RunOfChunks<'_>], most: u32) -> usize {
+    let mut total = 0u64;
+    let fits = |run: &&RunOfChunks<'_>| {
+        total += u64::from(run.len);
+        total <= u64::from(most)
+    };
+    runs.iter().take_while(fits).count().max(1)
 }
 
 fn end_of(l: ChunkLocation) -> u32 {
@@ -156,32 +188,68 @@ fn run_length(order: &[usize], start: ChunkLocation, at: &[Option<ChunkLocation>
     run
 }
 
-/// Reads neighbours in a pack in one go; what cannot be had goes to `failed`.
-fn read_run(
+/// Reads several runs at the same time where that pays; what cannot be had goes to `failed`.
+fn read_runs(
     repo: &Inner,
     kind: PackKind,
-    start: ChunkLocation,
-    run: &[usize],
+    runs: &[RunOfChunks<'_>],
     wanted: &mut [Wanted<'_>],
     scratch: &mut ReadScratch,
     failed: &mut Vec<Failed>,
 ) {
-    let ReadScratch { decoder, stored, locations } = scratch;
-    let end = run.iter().filter_map(|&i| locations[i]).map(end_of).max();
-    let len = (end.unwrap_or(start.offset) - start.offset) as usize;
-    if stored.len() < len {
-        stored.resize(len, 0);
+    let total = runs.iter().map(|run| run.len as usize).sum();
+    if scratch.stored.len() < total {
+        scratch.stored.resize(total, 0);
     }
-    let stored = &mut stored[..len];
-    let offset = u64::from(start.offset);
-    let read = repo.storage().read_at(ObjectKey::Pack(start.pack), offset, stored);
-    let key = repo.keys().pack_key(start.pack);
-    for &at in run {
+    let keep = match kind {
+        PackKind::Tree => Keep::Tree,
+        PackKind::Data if scratch.once => Keep::No,
+        PackKind::Data => Keep::Data,
+    };
+    let mut reads = Vec::with_capacity(runs.len());
+    let mut rest = &mut scratch.stored[..total];
+    for run in runs {
+        let (buf, later) = rest.split_at_mut(run.len as usize);
+        let (key, offset) = (ObjectKey::Pack(run.start.pack), u64::from(run.start.offset));
+        reads.push(RangeRead { key, offset, buf, keep });
+        rest = later;
+    }
+    let read = repo.storage().read_many(&mut reads);
+    if read.is_err() && runs.len() > 1 {
+        // One after the other, to tell which it was.
+        for run in runs {
+            read_runs(repo, kind, std::slice::from_ref(run), wanted, scratch, failed);
+        }
+        return;
+    }
+    let mut at = 0;
+    for run in runs {
+        decode_run(repo, kind, run, at, &read, wanted, scratch, failed);
+        at += run.len as usize;
+    }
+}
+
+/// Decodes the chunks of a run whose bytes stand at `at` in the working memory.
+#[expect(clippy::too_many_arguments, reason = "one step of reading, taken out for its length")]
+fn decode_run(
+    repo: &Inner,
+    kind: PackKind,
+    run: &RunOfChunks<'_>,
+    at: usize,
+    read: &Result<()>,
+    wanted: &mut [Wanted<'_>],
+    scratch: &mut ReadScratch,
+    failed: &mut Vec<Failed>,
+) {
+    let ReadScratch { decoder, stored, locations, .. } = scratch;
+    let stored = &stored[at..at + run.len as usize];
+    let key = repo.keys().pack_key(run.start.pack);
+    for &at in run.members {
         let (w, Some(location)) = (&mut wanted[at], locations[at]) else { continue };
-        let result = match &read {
+        let result = match read {
             Err(e) => Err(Error::new(e.kind(), e.whole_story())),
             Ok(()) => {
-                let from = (location.offset - start.offset) as usize;
+                let from = (location.offset - run.start.offset) as usize;
                 let bytes = &stored[from..from + location.stored_len as usize];
                 decode_one(repo, kind, key.as_ref(), location, bytes, w, decoder)
             }

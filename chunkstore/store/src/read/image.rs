@@ -13,7 +13,7 @@ use crate::repository::Inner;
 use crate::session::Piece;
 
 use super::fetch::{ReadScratch, Wanted, fetch};
-use super::tree::node;
+use super::tree::{bring_nodes, node};
 
 /// Leaves a reader keeps at hand besides the shared node cache: 8,192 cover 32 GiB.
 const LEAVES_MAX: usize = 8 * 1024;
@@ -195,7 +195,10 @@ impl ImageReader {
                 None => out.fill(0),
             }
         }
-        fetch(&s.repo, PackKind::Data, &mut wanted, scratch)
+        scratch.once = true;
+        let fetched = fetch(&s.repo, PackKind::Data, &mut wanted, scratch);
+        scratch.once = false;
+        fetched
     }
 
     /// The chunk at each index from `first` on, `count` of them.
@@ -328,7 +331,14 @@ impl ImageReader {
             }
             levels -= 1;
             let slot = (index / chunks_below(levels)) % NODE_FANOUT as u64;
-            next = here.slots()[usize::try_from(slot).unwrap_or(0)];
+            let slot = usize::try_from(slot).unwrap_or(0);
+            next = here.slots()[slot];
+            if next.is_some_and(|id| !s.repo.nodes().holds(&id)) {
+                // A reader who goes on needs those that follow.
+                let siblings: Vec<ChunkId> =
+                    here.slots()[slot..].iter().flatten().copied().collect();
+                bring_nodes(&s.repo, &siblings, levels - 1);
+            }
         }
     }
 

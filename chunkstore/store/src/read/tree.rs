@@ -6,6 +6,7 @@ use backstay_format::pack::PackKind;
 use quick_cache::sync::Cache;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::index::{ChunkLocation, PackSet};
 use crate::repository::Inner;
 
 use super::fetch::{ReadScratch, Wanted, fetch, locate};
@@ -20,6 +21,11 @@ pub(crate) struct NodeCache(Cache<ChunkId, Arc<Node>>);
 impl NodeCache {
     pub(crate) fn new() -> Self {
         Self(Cache::new(NODES_MAX))
+    }
+
+    /// Whether the node is at hand.
+    pub(crate) fn holds(&self, id: &ChunkId) -> bool {
+        self.0.peek(id).is_some()
     }
 }
 
@@ -38,6 +44,43 @@ pub(crate) fn node(repo: &Inner, id: ChunkId, level: u8) -> Result<Arc<Node>> {
 /// The same, past the cache.
 pub(crate) fn node_afresh(repo: &Inner, id: ChunkId, level: u8) -> Result<Arc<Node>> {
     load(repo, id, level).map(Arc::new)
+}
+
+/// Where the storage is far away: brings those of `ids`, all at `level`, that are not at hand, with
+/// as few requests as their places allow. Errors are left for whoever needs the node.
+pub(crate) fn bring_nodes(repo: &Inner, ids: &[ChunkId], level: u8) {
+    if !repo.storage().advice().is_distant() {
+        return;
+    }
+    let missing: Vec<ChunkId> = ids.iter().filter(|id| !repo.nodes().holds(id)).copied().collect();
+    if missing.len() < 2 {
+        return;
+    }
+    if let Err(error) = load_many(repo, &missing, level) {
+        tracing::debug!(%error, "nodes could not be fetched together");
+    }
+}
+
+fn load_many(repo: &Inner, ids: &[ChunkId], level: u8) -> Result<()> {
+    let mut found = Vec::new();
+    repo.index()?.get_many(ids, &PackSet::new(), &mut found)?;
+    let len_of = |l: ChunkLocation| l.raw_len as usize;
+    let mut nodes: Vec<(ChunkId, Vec<u8>)> = ids
+        .iter()
+        .zip(&found)
+        .filter_map(|(id, l)| Some((*id, l.map(len_of)?)))
+        .filter(|(_, len)| (HEAD_LEN..=NODE_LEN_MAX).contains(len))
+        .map(|(id, len)| (id, vec![0u8; len]))
+        .collect();
+    let mut wanted: Vec<Wanted<'_>> =
+        nodes.iter_mut().map(|(id, out)| Wanted { id: *id, out }).collect();
+    fetch(repo, PackKind::Tree, &mut wanted, &mut ReadScratch::new()?)?;
+    for (id, bytes) in nodes {
+        let node = Node::decode(&bytes, level);
+        let node = node.map_err(|e| Error::format(format!("image-tree node {id}"), e))?;
+        repo.nodes().0.insert(id, Arc::new(node));
+    }
+    Ok(())
 }
 
 fn load(repo: &Inner, id: ChunkId, level: u8) -> Result<Node> {

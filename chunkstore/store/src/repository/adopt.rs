@@ -25,7 +25,7 @@ const FOOTER_THREADS: usize = 16;
 /// Threads that read index objects.
 const OBJECT_THREADS: usize = 4;
 /// Memory for index objects being read, each counted three times: as stored, opened, taken apart.
-const OBJECT_BYTES_MAX: u64 = 96 << 20;
+const OBJECT_BYTES_MAX: u64 = 64 << 20;
 /// Times that index objects are listed anew when one of them was merged into another meanwhile.
 const LISTINGS_MAX: usize = 3;
 
@@ -187,6 +187,9 @@ impl Adopter {
         drop((known, stored));
         if new.is_empty() {
             return Ok(());
+        }
+        if let Err(error) = index.expect(new.len()) {
+            tracing::warn!(%error, "the index is built the slow way");
         }
         let wanted = Wanted::new(new);
         self.adopt_from_objects(index, &wanted)?;

@@ -301,7 +301,8 @@ impl Inner {
         let sender = slot.get_or_insert_with(|| {
             let (sender, receiver) = bounded(PREFETCH_QUEUE);
             // Without threads the queue has no reader and refuses everything.
-            for n in 0..self.fetch_threads {
+            let distant = self.storage.advice().reads;
+            for n in 0..if self.background { self.fetch_threads.max(distant) } else { 0 } {
                 let receiver = receiver.clone();
                 // Without the thread readers fetch for themselves, only later.
                 let _ = std::thread::Builder::new()

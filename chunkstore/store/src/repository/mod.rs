@@ -8,6 +8,7 @@ mod gate;
 #[cfg(test)]
 mod index_tests;
 mod inner;
+mod parallel;
 mod removal;
 mod rounds;
 mod slots;
@@ -42,7 +43,7 @@ use crate::record;
 use crate::repair::{self, RepairOptions, RepairReport};
 use crate::secret::{RecoveryKey, Unlock};
 use crate::session::{self, SessionInfo, WriteSession};
-use crate::storage::{LocalStorage, Storage};
+use crate::storage::{self, Advice, Storage};
 use crate::verify::{
     self, KeylessOptions, PackCheckReport, VerifyOptions, VerifyReport, VerifyStatus,
 };
@@ -84,20 +85,25 @@ pub struct OpenOptions {
     pub cache_bytes: u64,
     /// Threads that fetch ahead of readers.
     pub fetch_threads: usize,
+    /// Most bytes of packs kept in the cache directory, for storage far away; 0: none.
+    pub disk_cache_bytes: u64,
     /// Whether the repository may work in threads of its own: fetch ahead, write packs, learn of
-    /// packs while reads go on, give signs of life. Without, every call does all of its work itself: for tests that hold the order.
+    /// packs while reads go on, give signs of life. Without, every call does all of its work
+    /// itself: for tests that hold the order.
     pub background: bool,
     /// Who stands behind the sessions; this process when nothing is given.
     pub owner: Option<Owner>,
 }
 
 impl OpenOptions {
-    /// 256 MiB of decoded chunks and two threads that fetch ahead.
+    /// 256 MiB of decoded chunks, two threads that fetch ahead, and 4 GiB of a distant storage's
+    /// packs on disk.
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
         Self {
             cache_dir: cache_dir.into(),
             cache_bytes: 256 << 20,
             fetch_threads: 2,
+            disk_cache_bytes: 4 << 30,
             background: true,
             owner: None,
         }
@@ -155,8 +161,8 @@ impl Repository {
         if options.encryption == Encryption::Aes256Gcm {
             check_key_given(first_key)?;
         }
-        let storage = LocalStorage::create_real(location.path())?;
-        Self::init_on_with_recovery(&storage, options, first_key, recovery, &SystemEntropy)
+        let storage = storage::create(location)?;
+        Self::init_on_with_recovery(&*storage, options, first_key, recovery, &SystemEntropy)
     }
 
     /// [`Repository::init`] on any storage.
@@ -214,11 +220,15 @@ impl Repository {
     /// `unlock` opens no key slot. `Damaged`: the configuration is. `Unsupported`: it was made by a
     /// newer program.
     pub fn open(location: &Location, unlock: &Unlock, options: &OpenOptions) -> Result<Repository> {
-        let storage = Arc::new(LocalStorage::open_real(location.path())?);
+        let storage = storage::open(location)?;
         let config = load_config(&*storage)?;
-        let dir = options.cache_dir.join(config.id.to_string()).join(index_name(location));
-        let index = IndexChoice::Directory(dir);
-        Self::open_on(storage, location.clone(), unlock, options, index, Arc::new(SystemEntropy))
+        let dir = options.cache_dir.join(config.id.to_string());
+        let place = place_name(location);
+        let blocks = dir.join(format!("packs-1-{place}"));
+        let storage = storage::with_disk_cache(storage, blocks, options.disk_cache_bytes);
+        let index = IndexChoice::Directory(dir.join(format!("index-3-{place}")));
+        let entropy = Arc::new(SystemEntropy);
+        Self::open_with(storage, config, location.clone(), unlock, options, index, entropy)
     }
 
     /// [`Repository::open`] on any storage.
@@ -231,6 +241,18 @@ impl Repository {
         entropy: Arc<dyn Entropy>,
     ) -> Result<Repository> {
         let config = load_config(&*storage)?;
+        Self::open_with(storage, config, location, unlock, options, index, entropy)
+    }
+
+    fn open_with(
+        storage: Arc<dyn Storage>,
+        config: RepoConfig,
+        location: Location,
+        unlock: &Unlock,
+        options: &OpenOptions,
+        index: IndexChoice,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Repository> {
         let keys = slots::open_keys(&*storage, &config, unlock)?;
         if keys.config_mac(&config) != config.mac {
             return Err(Error::new(
@@ -244,7 +266,7 @@ impl Repository {
 
     /// What anybody may know: id, chunk size, encryption. Needs no key, so it is not verified.
     pub fn read_config(location: &Location) -> Result<RepoConfig> {
-        load_config(&LocalStorage::open_real(location.path())?)
+        load_config(&*storage::open(location)?)
     }
 
     /// What the parts of this crate share; of another repository, for a repair.
@@ -262,6 +284,11 @@ impl Repository {
         &self.location
     }
 
+    /// How its storage wants to be used.
+    pub fn advice(&self) -> Advice {
+        self.inner.storage().advice()
+    }
+
     /// All recovery points. A damaged record does not hide the others. Records never change, so
     /// those read before are not read again.
     pub fn points(&self) -> Result<PointList> {
@@ -275,18 +302,17 @@ impl Repository {
 
     fn list_points(
         &self,
-        read: impl Fn(PointId) -> Result<Option<Arc<RecoveryPoint>>>,
+        read: impl Fn(PointId) -> Result<Option<Arc<RecoveryPoint>>> + Sync,
     ) -> Result<PointList> {
         let mut list = PointList { points: Vec::new(), damaged: Vec::new() };
         // The removals last: a point that was listed may be removed and gone a moment later.
         let keys = self.inner.storage().list(Folder::Points)?;
         let removed = removals(&self.inner)?;
-        for key in keys {
-            let ObjectKey::Point(id) = key else { continue };
-            if removed.contains(&id) && !planted(Fault::RemovalsNotAsked) {
-                continue;
-            }
-            match read(id) {
+        let shown = |id: &PointId| !removed.contains(id) || planted(Fault::RemovalsNotAsked);
+        let of_point = |key| if let ObjectKey::Point(id) = key { Some(id) } else { None };
+        let ids: Vec<PointId> = keys.into_iter().filter_map(of_point).filter(shown).collect();
+        for (id, point) in parallel::map(self.advice().reads, &ids, |id| (*id, read(*id))) {
+            match point {
                 Ok(Some(point)) => list.points.push((*point).clone()),
                 // A fence in a point's place.
                 Ok(None) => {}
@@ -373,9 +399,9 @@ impl Repository {
         options: &KeylessOptions,
         progress: &dyn Progress,
     ) -> Result<PackCheckReport> {
-        let storage = LocalStorage::open_real(location.path())?;
-        let config = load_config(&storage)?;
-        verify::check_packs(&storage, config.id, options, progress)
+        let storage = storage::open(location)?;
+        let config = load_config(&*storage)?;
+        verify::check_packs(&*storage, config.id, options, progress)
     }
 
     /// Reads packs again, those never read or longest unread first, within a budget; puts what is
@@ -452,9 +478,9 @@ impl Repository {
 
     /// The key slots of the repository at `location`. Needs no key.
     pub fn key_slots(location: &Location) -> Result<Vec<KeySlotInfo>> {
-        let storage = LocalStorage::open_real(location.path())?;
-        let config = load_config(&storage)?;
-        slots::list(&storage, &config)
+        let storage = storage::open(location)?;
+        let config = load_config(&*storage)?;
+        slots::list(&*storage, &config)
     }
 
     /// The key slots, oldest first. Those that are damaged are left out.
@@ -548,14 +574,18 @@ fn check_key_given(unlock: &Unlock) -> Result<()> {
     }
 }
 
-/// The index's directory: a copy of a repository has the same id and soon other packs, so each
-/// place has an index of its own.
-fn index_name(location: &Location) -> String {
+/// What tells places apart: a copy of a repository has the same id and soon other packs, so each
+/// place has an index and a cache of its own.
+fn place_name(location: &Location) -> String {
     use std::os::unix::ffi::OsStrExt;
-    let path = std::fs::canonicalize(location.path());
-    let path = path.unwrap_or_else(|_| location.path().to_path_buf());
-    let hash = blake3::hash(path.as_os_str().as_bytes()).to_hex();
-    format!("index-3-{}", &hash[..16])
+    let hash = match location.directory() {
+        Some(directory) => {
+            let path = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_path_buf());
+            blake3::hash(path.as_os_str().as_bytes())
+        }
+        None => blake3::hash(location.to_string().as_bytes()),
+    };
+    hash.to_hex()[..16].to_owned()
 }
 
 fn load_config(storage: &dyn Storage) -> Result<RepoConfig> {

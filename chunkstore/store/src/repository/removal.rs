@@ -216,7 +216,7 @@ impl From<Pin> for PinInfo {
     }
 }
 
-/// The pins there are. One that cannot be read is an error: it is not known what it keeps.
+/// The pins there are, oldest first. One that cannot be read is an error: it is not known what it keeps.
 pub(crate) fn pins(repo: &Inner) -> Result<Vec<PinInfo>> {
     let mut pins = Vec::new();
     for key in repo.storage().list(Folder::Pins)? {
@@ -226,6 +226,7 @@ pub(crate) fn pins(repo: &Inner) -> Result<Vec<PinInfo>> {
             Err(e) => return Err(e.context(format!("{key}: it is not known what this pin keeps"))),
         }
     }
+    pins.sort_by_key(|p| (p.time, p.id));
     Ok(pins)
 }
 

@@ -4,23 +4,21 @@ use std::collections::{BTreeSet, HashSet};
 
 use backstay_format::node::chunks_below;
 use backstay_format::point::{DiskRecord, RecoveryPoint};
-use backstay_format::session::SessionKind;
-use backstay_format::{ChunkId, ChunkIndex, ChunkSize, PackId, PointId};
+use backstay_format::{ChunkId, ChunkIndex, ChunkSize, PackId};
 
-use crate::entropy::array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::PackSet;
 use crate::progress::Progress;
 use crate::read::node;
 use crate::repository::{Inner, check_present};
 
-use super::{Lease, LeaseRequest, WriteSession};
+use super::WriteSession;
 
 /// Subtrees remembered as whole, so that equal ones are walked once: 32 MiB of ids at most.
 const SEEN_MAX: usize = 1 << 20;
 
 impl WriteSession {
-    /// The point this session builds upon: recognises unchanged chunks by, and keeps chunks of.
+    /// The point the session builds upon: recognises unchanged chunks by, and keeps chunks of.
     pub fn base(&self) -> Option<&RecoveryPoint> {
         self.base.as_ref()
     }
@@ -40,15 +38,8 @@ impl WriteSession {
     /// `NotFound`: the base was removed. The session holds it from here on (LOCKS.md, W2).
     pub fn trust_base(&mut self, base: &RecoveryPoint, progress: &dyn Progress) -> Result<()> {
         if self.held != Some(base.id) {
-            let request = LeaseRequest {
-                id: PointId::from_bytes(array(self.repo.entropy())),
-                kind: SessionKind::Reader,
-                holds: vec![base.id],
-                purpose: format!("base of session {}", self.id().short()),
-            };
-            let (hold, _) = Lease::register(&self.repo, request)?;
+            self.lease.hold_also(base.id)?;
             check_present(&self.repo, base.id)?;
-            self.base_hold = Some(hold);
             self.held = Some(base.id);
         }
         if !self.repo.index()?.is_complete(base.id) {

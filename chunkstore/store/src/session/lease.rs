@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use backstay_format::PointId;
 use backstay_format::gc::Generation;
-use backstay_format::session::{Session, SessionKind};
+use backstay_format::session::{Fence, Session, SessionKind};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 
@@ -42,6 +42,13 @@ pub(crate) struct Lease {
 struct State {
     /// The last sign of life; the registration's own number at first.
     beat: u32,
+    /// Records that stay as long as the session, besides the registration: each names all points
+    /// that are held since.
+    kept: Vec<u32>,
+    /// Points held since the registration.
+    held_since: Vec<PointId>,
+    /// A record of which it is not known whether it is there.
+    unsure: Option<u32>,
     /// Why the session is not ours any more.
     lost: Option<String>,
     /// The record must stay: nobody knows whether the session committed.
@@ -79,10 +86,13 @@ impl Lease {
         for beat in 0..TRIES as u32 {
             record.epoch = known.generation;
             let key = ObjectKey::Session(record.id, beat);
-            record::put(repo, key, &record)
-                .map_err(|e| e.context("the session cannot be registered"))?;
+            if let Err(e) = record::put(repo, key, &record) {
+                // It may be there all the same.
+                let _ = repo.storage().delete(key);
+                return Err(e.context("the session cannot be registered"));
+            }
             let again = if planted(Fault::RegisteredOnce) { Ok(known) } else { newest(repo) };
-            let avoid = again.and_then(|n| Ok((n, condemned(repo, n))));
+            let avoid = again.map(|n| (n, condemned(repo, n)));
             match avoid {
                 Ok((n, Ok(set))) if n.generation == known.generation => {
                     return Ok((Self::start(repo, record, beat), set));
@@ -98,7 +108,7 @@ impl Lease {
             // Whoever finds it in between finds an epoch that is too old, which is safe.
             match repo.storage().delete(key) {
                 Err(e) if e.kind() == ErrorKind::NotFound => {
-                    return Err(fenced(&record, "somebody took it for dead while it registered"));
+                    return Err(fenced(&record, &why_taken(repo, record.id)));
                 }
                 other => other?,
             }
@@ -107,7 +117,14 @@ impl Lease {
     }
 
     fn start(repo: &Arc<Inner>, record: Session, beat: u32) -> Arc<Self> {
-        let state = Mutex::new(State { beat, lost: None, keep: false });
+        let state = Mutex::new(State {
+            beat,
+            kept: Vec::new(),
+            held_since: Vec::new(),
+            unsure: None,
+            lost: None,
+            keep: false,
+        });
         let stop = Mutex::default();
         let lease = Arc::new(Self { repo: repo.clone(), record, registered: beat, state, stop });
         if repo.background() {
@@ -134,19 +151,49 @@ impl Lease {
     /// Gives a sign of life. `Fenced` if somebody took the session away.
     pub(crate) fn beat(&self) -> Result<()> {
         let mut state = self.state.lock();
-        self.check(&state)?;
+        self.write_next(&mut state)?;
+        self.check_registered(&mut state)
+    }
+
+    /// Holds `point` from here on, under the session's own name, so that whoever gives the session
+    /// up gives up both. Whether the point is removed is for the caller to ask next.
+    pub(crate) fn hold_also(&self, point: PointId) -> Result<()> {
+        let mut state = self.state.lock();
+        state.held_since.push(point);
+        self.write_next(&mut state)?;
+        let beat = state.beat;
+        state.kept.push(beat);
+        self.check_registered(&mut state)
+    }
+
+    /// Writes the record under the next number, and takes the last sign of life away.
+    fn write_next(&self, state: &mut State) -> Result<()> {
+        self.check(state)?;
         let (old, new) = (state.beat, state.beat.saturating_add(1));
-        record::put(&self.repo, self.key(new), &self.record)?;
-        state.beat = new;
-        if old != self.registered {
+        let mut record = self.record.clone();
+        record.holds.extend(&state.held_since);
+        if state.unsure == Some(new) {
+            // Of a call whose answer was lost; what it held may be less than what is held now.
+            self.delete(new)?;
+        }
+        state.unsure = Some(new);
+        record::put(&self.repo, self.key(new), &record)?;
+        (state.beat, state.unsure) = (new, None);
+        if old != self.registered && !state.kept.contains(&old) {
             self.delete(old)?;
         }
+        Ok(())
+    }
+
+    fn check_registered(&self, state: &mut State) -> Result<()> {
         match self.repo.storage().size(self.key(self.registered)) {
             Ok(_) => Ok(()),
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                state.lost = Some("somebody took it for dead".into());
-                let _ = self.delete(new);
-                self.check(&state)
+                state.lost = Some(why_taken(&self.repo, self.record.id));
+                for beat in state.beats() {
+                    let _ = self.delete(beat);
+                }
+                self.check(state)
             }
             Err(e) => Err(e),
         }
@@ -180,7 +227,7 @@ impl Lease {
         self.state.lock().keep = true;
     }
 
-    /// Whether a collection ended although this session, which is older, was open: then it did not
+    /// Whether a collection ended although the session, which is older, was open: then it did not
     /// see the session, and may have deleted what the session refers to.
     pub(crate) fn check_not_overtaken(&self) -> Result<()> {
         let next = self.record.epoch.next();
@@ -188,7 +235,12 @@ impl Lease {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
             Err(e) => Err(e),
             Ok(_) if planted(Fault::OvertakenIgnored) => Ok(()),
-            Ok(_) => Err(self.fenced("a collection ended without waiting for it")),
+            Ok(_) => {
+                let words = fence_words(&self.repo, self.record.id);
+                let why =
+                    words.unwrap_or_else(|| "a collection ended without waiting for it".into());
+                Err(self.fenced(&why))
+            }
         }
     }
 
@@ -196,6 +248,17 @@ impl Lease {
     pub(crate) fn fenced(&self, why: &str) -> Error {
         fenced(&self.record, why)
     }
+}
+
+/// Why a session's registration is gone.
+fn why_taken(repo: &Inner, id: PointId) -> String {
+    fence_words(repo, id).unwrap_or_else(|| "somebody took it for dead".into())
+}
+
+/// What a session's fence says, if there is one that can be read.
+fn fence_words(repo: &Inner, id: PointId) -> Option<String> {
+    let fence = record::get::<Fence>(repo, ObjectKey::Point(id)).ok()?;
+    Some(format!("{} ({})", fence.reason, fence.by))
 }
 
 fn fenced(session: &Session, why: &str) -> Error {
@@ -216,11 +279,23 @@ impl Lease {
             return;
         }
         // The registration last: a beat alone would look like a session that lives.
-        let last = (state.beat != self.registered).then_some(state.beat);
-        let gone = last.map_or(Ok(()), |b| self.delete(b));
-        if let Err(error) = gone.and_then(|()| self.delete(self.registered)) {
+        let beats = state.beats().into_iter().filter(|b| *b != self.registered);
+        let gone = beats.chain([self.registered]).try_for_each(|b| self.delete(b));
+        if let Err(error) = gone {
             tracing::warn!(%error, "a session could not be taken away; a collection will do it");
         }
+    }
+}
+
+impl State {
+    /// The numbers of all records there may be, but the registration's.
+    fn beats(&self) -> Vec<u32> {
+        let mut beats = self.kept.clone();
+        beats.extend(self.unsure);
+        beats.push(self.beat);
+        beats.sort_unstable();
+        beats.dedup();
+        beats
     }
 }
 

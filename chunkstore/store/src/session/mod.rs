@@ -69,8 +69,6 @@ pub struct WriteSession {
     base: Option<RecoveryPoint>,
     /// The point that is held as base, whether or not it is trusted.
     held: Option<PointId>,
-    /// Holds the base where the session's own registration does not.
-    base_hold: Option<Arc<Lease>>,
     lease: Arc<Lease>,
     /// What was known of bad copies when the session began to look chunks up.
     quarantine: u64,
@@ -106,7 +104,7 @@ impl WriteSession {
         let base = base.filter(trusted).cloned();
         let packer = Packer::start(repo.clone(), lease.id(), condemned)?;
         let quarantine = repo.quarantine().version();
-        Ok(Self { repo, packer, base, held, base_hold: None, lease, quarantine })
+        Ok(Self { repo, packer, base, held, lease, quarantine })
     }
 
     /// The session's id, which the point will have.
@@ -172,9 +170,6 @@ impl WriteSession {
         }
         self.repo.index_exchange().flush();
         self.lease.check_ours()?;
-        if let Some(hold) = &self.base_hold {
-            hold.check_ours()?;
-        }
         self.lease.check_not_overtaken()?;
         // O2: the packs are durable by now, so the point may become visible.
         if planted(Fault::SessionEndsFirst) {

@@ -1,6 +1,6 @@
 //! The sessions of a repository: listing them, and fencing those that are dead.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use backstay_format::gc::Generation;
 use backstay_format::session::{Fence, Owner, Session, SessionKind};
@@ -71,40 +71,53 @@ pub(crate) fn open_sessions(repo: &Inner) -> Result<Vec<SessionInfo>> {
 /// Nothing if a session ended between listing and reading, and left its last sign of life.
 fn try_open_sessions(repo: &Inner) -> Result<Option<Vec<SessionInfo>>> {
     // The registration is the object with the lowest number, the last sign of life that with the
-    // highest.
-    let mut found: BTreeMap<PointId, (u32, u32)> = BTreeMap::new();
+    // highest. What is held stands in any of them: see `Lease::hold_also`.
+    let mut found: BTreeMap<PointId, Vec<u32>> = BTreeMap::new();
     for key in repo.storage().list(Folder::Sessions)? {
         if let ObjectKey::Session(id, beat) = key {
-            let known = found.entry(id).or_insert((beat, beat));
-            *known = (beat.min(known.0), beat.max(known.1));
+            found.entry(id).or_default().push(beat);
         }
     }
     let mut open = Vec::new();
-    for (id, (registered, beat)) in found {
-        let key = ObjectKey::Session(id, registered);
-        match record::get::<Session>(repo, key) {
-            Ok(session) if session.id != id => {
-                let text = format!("{key} says it is session {}", session.id);
-                return Err(Error::new(ErrorKind::Damaged, text));
-            }
-            Ok(session) if !is_over(repo, id)? => open.push(SessionInfo::new(session, beat)),
-            Ok(_) => {}
+    for (id, mut beats) in found {
+        beats.sort_unstable();
+        let (registered, beat) = (beats[0], beats[beats.len() - 1]);
+        let Some(mut session) = read_record(repo, id, registered)? else {
             // It ended. One that registers anew does so under a number that was there before.
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                if registered != beat {
-                    return Ok(None);
-                }
+            if registered != beat {
+                return Ok(None);
             }
-            Err(e) => {
-                return Err(e.context(format!(
-                    "{key} cannot be read, so it is not known what that session holds; \
-                     `backstay session fence {id}` gives it up"
-                )));
-            }
+            continue;
+        };
+        for &later in &beats[1..] {
+            // A sign of life that is gone made way for the next, which holds no less.
+            let Some(record) = read_record(repo, id, later)? else { continue };
+            let known: BTreeSet<PointId> = session.holds.iter().copied().collect();
+            session.holds.extend(record.holds.iter().filter(|p| !known.contains(p)));
+        }
+        if !is_over(repo, id)? {
+            open.push(SessionInfo::new(session, beat));
         }
     }
     open.sort_by_key(|s| (s.created, s.id));
     Ok(Some(open))
+}
+
+/// One record of a session; nothing if it is gone.
+fn read_record(repo: &Inner, id: PointId, beat: u32) -> Result<Option<Session>> {
+    let key = ObjectKey::Session(id, beat);
+    match record::get::<Session>(repo, key) {
+        Ok(session) if session.id == id => Ok(Some(session)),
+        Ok(session) => {
+            let text = format!("{key} says it is session {}", session.id);
+            Err(Error::new(ErrorKind::Damaged, text))
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.context(format!(
+            "{key} cannot be read, so it is not known what that session holds; \
+             `backstay session fence {id}` gives it up"
+        ))),
+    }
 }
 
 fn is_over(repo: &Inner, id: PointId) -> Result<bool> {

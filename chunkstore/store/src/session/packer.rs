@@ -18,10 +18,9 @@ use crate::planted::{Fault, planted};
 use crate::repository::Inner;
 use crate::seal::{Decoder, Encoder, seal};
 
-/// Threads that store finished packs: one can write while another waits for its sync.
-const WRITERS: usize = 2;
-/// Finished packs waiting for a writer. With one being filled and one at each writer, a session
-/// holds at most four packs of 32 MiB in memory.
+/// Finished packs waiting for a writer. There are as many writers as suit the storage: with two,
+/// one can write while another waits for its sync, and with the pack being filled a session holds
+/// at most four packs of 32 MiB in memory.
 const QUEUE: usize = 1;
 
 /// Fills packs and hands them to writer threads.
@@ -121,7 +120,8 @@ impl Packer {
         vital: bool,
     ) -> Result<Arc<Self>> {
         let (sender, receiver) = bounded(QUEUE);
-        let writers = if repo.background() { WRITERS } else { 0 };
+        let distant = repo.storage().advice().writes.max(1);
+        let writers = if repo.background() { distant } else { 0 };
         let packer = Arc::new(Self {
             repo,
             session,
@@ -176,18 +176,19 @@ impl Packer {
             state.check()?;
             // Two threads that meet the same new chunk: one stores it.
             chunks.retain(|c| state.unindexed.insert(c.id));
-            if planted(Fault::StoresTwice) || planted(Fault::TwinsCountAsNone) {
-                chunks.extend(chunks.clone());
-            }
         }
-        if chunks.is_empty() {
+        let fresh = chunks.len();
+        if fresh == 0 {
             return Ok(0);
+        }
+        if planted(Fault::StoresTwice) || planted(Fault::TwinsCountAsNone) {
+            chunks.extend(chunks.clone());
         }
         let stored = self.store_new(kind, chunks, codec);
         if let Err(e) = &stored {
             self.fail(e);
         }
-        stored.map(|()| chunks.len())
+        stored.map(|()| fresh)
     }
 
     fn store_new(&self, kind: PackKind, chunks: &[Candidate<'_>], codec: &mut Codec) -> Result<()> {

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::Storage;
+use super::{Advice, Storage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Folder, ObjectKey};
 
@@ -99,6 +99,10 @@ impl Storage for FaultStorage {
 
     fn read_at(&self, key: ObjectKey, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.call("read_at", || self.inner.read_at(key, offset, buf))
+    }
+
+    fn advice(&self) -> Advice {
+        self.inner.advice()
     }
 
     fn size(&self, key: ObjectKey) -> Result<u64> {

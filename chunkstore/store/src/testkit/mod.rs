@@ -1,5 +1,6 @@
 //! Tools for tests: a file system that loses power, and randomness that repeats.
 
+pub mod conformance;
 pub mod fuzz;
 mod index;
 pub mod layout;

@@ -31,6 +31,8 @@ struct State {
     capacity: Option<u64>,
     /// Whether syncs do nothing: the control that shows that a test would notice.
     lying_sync: bool,
+    /// Syncs of files until the one that fails.
+    fail_sync_in: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -41,6 +43,8 @@ struct Inode {
     durable: usize,
     /// Where each write since the last sync ends.
     pending: Vec<usize>,
+    /// A sync failed: what was not durable then never will be.
+    dropped: bool,
     owned: bool,
     /// Bytes set aside without being written, and whether that is durable.
     allocated: u64,
@@ -86,6 +90,7 @@ impl SimFs {
             cut_at: None,
             capacity: None,
             lying_sync: false,
+            fail_sync_in: None,
         };
         Self { state: Arc::new(Mutex::new(state)) }
     }
@@ -121,6 +126,12 @@ impl SimFs {
         self.state.lock().lying_sync = lying;
     }
 
+    /// Lets the sync of a file fail, after `more` that do not. As on Linux the bytes then look
+    /// written for good: later syncs of the same file succeed, and the bytes are not on the disk.
+    pub fn fail_sync_in(&self, more: u64) {
+        self.state.lock().fail_sync_in = Some(more);
+    }
+
     /// What is found after the power came back: a new file system, this one stays as it is.
     pub fn after_power_cut(&self, entropy: &SeededEntropy) -> SimFs {
         let state = self.state.lock();
@@ -151,6 +162,7 @@ impl SimFs {
             cut_at: None,
             capacity: state.capacity,
             lying_sync: false,
+            fail_sync_in: None,
         };
         SimFs { state: Arc::new(Mutex::new(state)) }
     }
@@ -386,8 +398,15 @@ impl VfsWrite for SimWrite {
     fn sync(&mut self) -> io::Result<()> {
         let mut state = self.fs.state.lock();
         state.change()?;
-        if !state.lying_sync {
-            let inode = &mut state.inodes[self.inode];
+        let fails = state.fail_sync_in == Some(0);
+        state.fail_sync_in = state.fail_sync_in.and_then(|n| n.checked_sub(1));
+        let lying = state.lying_sync;
+        let inode = &mut state.inodes[self.inode];
+        if fails {
+            (inode.dropped, inode.pending) = (true, Vec::new());
+            return Err(io::Error::other("the disk refused some bytes"));
+        }
+        if !lying && !inode.dropped {
             inode.durable = inode.data.len();
             inode.pending.clear();
             inode.allocated_durable = true;

@@ -174,10 +174,11 @@ pub fn run(
 /// another repository all the same.
 fn same_place(a: &Repository, b: &Repository) -> bool {
     let place = |r: &Repository| {
-        let path = r.location().path();
-        path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
+        let path = r.location().directory()?;
+        Some(path.canonicalize().unwrap_or_else(|_| path.to_path_buf()))
     };
-    a.config().id == b.config().id && place(a) == place(b)
+    let same = a.location() == b.location() || (place(a).is_some() && place(a) == place(b));
+    a.config().id == b.config().id && same
 }
 
 /// The points of both sides.

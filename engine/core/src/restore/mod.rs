@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 use backstay_daemon::PointDisk;
 use backstay_store::{DiskRecord, RecoveryPoint, Repository};
 
-use crate::backup::WORKERS_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use copy::Copied;
@@ -45,7 +44,8 @@ pub struct RestorePlan {
     pub target: Target,
     /// Replace a file of that name, at the end and at once. Says nothing about block devices.
     pub overwrite: bool,
-    /// Threads. `None`: two for each processor. Never more than [`crate::backup::WORKERS_MAX`].
+    /// Threads. `None`: two for each processor, or more where the repository is far away. Never
+    /// more than 16, each with some 8 MiB.
     pub workers: Option<NonZeroUsize>,
 }
 
@@ -102,7 +102,7 @@ pub fn disk(
             stream::restore(&disk.name, &repo.image(disk)?, &mut out, workers, monitor)
         }
     };
-    timed(disk, plan.workers, monitor, restore)
+    timed(disk, worker_count(repo, plan.workers), monitor, restore)
 }
 
 /// Writes `disk` to `out` from first to last byte, zeros for holes, and flushes it. On an error
@@ -116,26 +116,33 @@ pub fn to_writer(
 ) -> Result<RestoreReport> {
     let image = repo.image(disk)?;
     let restore = |workers| stream::restore(&disk.name, &image, out, workers, monitor);
-    timed(disk, workers, monitor, restore)
+    timed(disk, worker_count(repo, workers), monitor, restore)
 }
 
+/// Most threads: each holds a run and what it is unpacked from.
+const WORKERS_MAX: usize = 16;
+
 /// How many threads to use when `wanted` were asked for. Twice the processors otherwise: each
-/// thread waits for its reads and writes in turn, while another unpacks.
-fn worker_count(wanted: Option<NonZeroUsize>) -> usize {
-    let usual = || std::thread::available_parallelism().map_or(2, |n| 2 * n.get());
+/// thread waits for its reads and writes in turn, while another unpacks; and as many as a distant
+/// storage wants.
+fn worker_count(repo: &Repository, wanted: Option<NonZeroUsize>) -> usize {
+    let usual = || {
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        (2 * processors).max(repo.advice().reads)
+    };
     wanted.map_or_else(usual, NonZeroUsize::get).min(WORKERS_MAX)
 }
 
 fn timed(
     disk: &DiskRecord,
-    workers: Option<NonZeroUsize>,
+    workers: usize,
     monitor: &dyn Monitor,
     restore: impl FnOnce(usize) -> Result<Copied>,
 ) -> Result<RestoreReport> {
     let started = Instant::now();
     monitor.phase("write");
     monitor.total_bytes(disk.size_bytes);
-    let copied = restore(worker_count(workers))?;
+    let copied = restore(workers)?;
     Ok(RestoreReport {
         size_bytes: disk.size_bytes,
         data_bytes: copied.data_bytes,

@@ -37,7 +37,14 @@ struct Args {
     limit_mib: u64,
     delay: Duration,
     dir: PathBuf,
-    child: bool,
+    role: Role,
+}
+
+#[derive(Clone, Copy)]
+enum Role {
+    Parent,
+    Build,
+    Reopen,
 }
 
 impl Args {
@@ -47,12 +54,16 @@ impl Args {
             limit_mib: 512,
             delay: Duration::ZERO,
             dir: std::env::temp_dir(),
-            child: false,
+            role: Role::Parent,
         };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
-            if word == "--child" {
-                args.child = true;
+            match word.as_str() {
+                "--build" => args.role = Role::Build,
+                "--reopen" => args.role = Role::Reopen,
+                _ => {}
+            }
+            if word == "--build" || word == "--reopen" {
                 continue;
             }
             let value = words.next().with_context(|| format!("{word} wants a value"))?;
@@ -71,18 +82,27 @@ impl Args {
 
 fn main() -> Result<()> {
     let args = Args::parse()?;
-    if args.child {
-        return measure(&args);
+    match args.role {
+        Role::Parent => run(&args),
+        Role::Build => build(&args),
+        Role::Reopen => reopen(&args),
     }
-    let mut peaks = Vec::new();
+}
+
+fn run(args: &Args) -> Result<()> {
+    let (mut peak, mut resident) = (0f64, Vec::new());
     for part in [4, 2, 1] {
-        let chunks = args.chunks / part;
-        peaks.push((chunks as f64, run_child(&Args { chunks, ..args.clone() })?));
+        let args = Args { chunks: args.chunks / part, ..args.clone() };
+        let dir = tempfile::tempdir_in(&args.dir)?;
+        peak = peak.max(run_child(&args, dir.path(), "--build", "peak_mib")?);
+        let left = run_child(&args, dir.path(), "--reopen", "resident_mib")?;
+        resident.push((args.chunks as f64, left));
     }
-    let [(_, _), (n1, p1), (n2, p2)] = peaks.as_slice() else { bail!("three sizes") };
-    // What a chunk costs is seen between the two largest; noise must not make it negative.
-    let slope = ((p2 - p1) / (n2 - n1)).max(0.0);
-    let at_goal = p2 + slope * (GOAL_CHUNKS - n2).max(0.0);
+    // What grows with the chunks is what an index just opened takes: it has little in its caches,
+    // which are bounded, and full at the largest size.
+    let [(n0, r0), _, (n2, r2)] = resident.as_slice() else { bail!("three sizes") };
+    let slope = ((r2 - r0) / (n2 - n0)).max(0.0);
+    let at_goal = peak + slope * (GOAL_CHUNKS - n2).max(0.0);
     println!(
         "{{\"bytes_per_chunk\":{:.3},\"peak_mib_at_100_million\":{at_goal:.1},\"goal_mib\":{GOAL_MIB}}}",
         slope * MIB
@@ -91,17 +111,17 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Measures one size in a process of its own; returns its peak in MiB.
-fn run_child(args: &Args) -> Result<f64> {
+/// Measures one size in a process of its own; returns one of the values it tells.
+fn run_child(args: &Args, dir: &Path, role: &str, value: &str) -> Result<f64> {
     let cgroup = Cgroup::new(args.limit_mib << 20);
     if let Err(e) = &cgroup {
         println!("SKIPPED the memory limit: {e:#}");
     }
-    let dir = tempfile::tempdir_in(&args.dir)?;
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["--child", "--chunks", &args.chunks.to_string()])
+        .args([role, "--chunks", &args.chunks.to_string()])
+        .args(["--limit-mib", &args.limit_mib.to_string()])
         .args(["--delay-ms", &args.delay.as_millis().to_string(), "--dir"])
-        .arg(dir.path())
+        .arg(dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -113,18 +133,15 @@ fn run_child(args: &Args) -> Result<f64> {
     let out = child.wait_with_output()?;
     let text = String::from_utf8(out.stdout)?;
     print!("{text}");
-    ensure!(
-        out.status.success(),
-        "{} chunks in {} MiB: {}",
-        args.chunks,
-        args.limit_mib,
-        out.status
-    );
-    let peak = text.split("\"peak_mib\":").nth(1).and_then(|t| t.split([',', '}']).next());
-    Ok(peak.context("no peak was told")?.parse()?)
+    let size = format!("{} chunks in {} MiB", args.chunks, args.limit_mib);
+    ensure!(out.status.success(), "{size}: {}", out.status);
+    let told = text.split(&format!("\"{value}\":")).nth(1);
+    let number = told.and_then(|t| t.split([',', '}']).next()).context("a value is missing")?;
+    Ok(number.parse()?)
 }
 
-fn measure(args: &Args) -> Result<()> {
+/// The repository that is measured, with one real recovery point.
+fn rig(args: &Args) -> Result<(Arc<Synthetic>, RecoveryPoint, Vec<u8>)> {
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     let real = Arc::new(MemoryStorage::default());
     let options = InitOptions {
@@ -135,9 +152,25 @@ fn measure(args: &Args) -> Result<()> {
     };
     let entropy = SeededEntropy::new(1);
     let repo_id = Repository::init_on(&*real, &options, &Unlock::None, &entropy)?.id;
-    let disk: Vec<u8> = (0..256 * 4096u32).flat_map(|n| (n / 1024).to_le_bytes()).collect();
+    let disk: Vec<u8> = (0..256 * 1024u32).flat_map(|n| (n / 1024).to_le_bytes()).collect();
     let point = store(&open(real.clone(), IndexChoice::Memory)?, &disk)?;
-    let storage = Arc::new(Synthetic::new(real, repo_id, args.chunks, args.delay));
+    Ok((Arc::new(Synthetic::new(real, repo_id, args.chunks, args.delay)), point, disk))
+}
+
+/// What an index takes that was just opened, by a process that did nothing else.
+fn reopen(args: &Args) -> Result<()> {
+    let (storage, ..) = rig(args)?;
+    let repo = open(storage, IndexChoice::Directory(args.dir.join("index")))?;
+    for n in (0..args.chunks).step_by(usize::try_from(args.chunks / 100)?) {
+        ensure!(lookup(&repo, &[chunk_id(n)])? == 1, "chunk {n} is there");
+    }
+    let resident = memory_mib("VmRSS:")?;
+    println!("{{\"chunks\":{},\"resident_mib\":{resident:.2}}}", args.chunks);
+    Ok(())
+}
+
+fn build(args: &Args) -> Result<()> {
+    let (storage, point, disk) = rig(args)?;
     let index = || IndexChoice::Directory(args.dir.join("index"));
     let base = peak_mib()?;
     let start = Instant::now();
@@ -149,8 +182,10 @@ fn measure(args: &Args) -> Result<()> {
     repo.refresh()?;
     let complete = start.elapsed();
     let stats = repo.stats()?;
+    ensure!(stats.chunks >= args.chunks, "only {} chunks are known", stats.chunks);
     let built = peak_mib()?;
     let (hits, misses) = (rate(&repo, args.chunks, true)?, rate(&repo, args.chunks, false)?);
+    let looked_up = peak_mib()?;
     let start = Instant::now();
     let mut chunks = args.chunks;
     for _ in 0..3 {
@@ -165,7 +200,7 @@ fn measure(args: &Args) -> Result<()> {
     let reopened = start.elapsed();
     println!(
         "{{\"chunks\":{},\"packs\":{},\"limit_mib\":{},\"peak_mib\":{:.1},\"peak_before_mib\":{base:.1},\
-         \"peak_built_mib\":{built:.1},\"disk_bytes_per_chunk\":{:.1},\"first_read_s\":{:.2},\
+         \"peak_built_mib\":{built:.1},\"peak_looked_up_mib\":{looked_up:.1},\"disk_bytes_per_chunk\":{:.1},\"first_read_s\":{:.2},\
          \"complete_s\":{:.1},\"built_chunks_s\":{:.0},\"hits_s\":{hits:.0},\"misses_s\":{misses:.0},\
          \"add_220160_s\":{grown:.2},\"reopen_s\":{:.3}}}",
         stats.chunks,
@@ -183,7 +218,7 @@ fn measure(args: &Args) -> Result<()> {
 
 fn open(storage: Arc<dyn backstay_store::Storage>, index: IndexChoice) -> Result<Repository> {
     let location = Location::parse("/synthetic")?;
-    let options = OpenOptions { cache_bytes: 1 << 20, ..OpenOptions::new("/nonexistent") };
+    let options = OpenOptions { cache_bytes: 8 << 20, ..OpenOptions::new("/nonexistent") };
     let entropy = Arc::new(SeededEntropy::new(2));
     Ok(Repository::open_on(storage, location, &Unlock::None, &options, index, entropy)?)
 }
@@ -226,8 +261,12 @@ fn rate(repo: &Repository, chunks: u64, hits: bool) -> Result<f64> {
 
 /// The most memory this process had at once, without files in the page cache.
 fn peak_mib() -> Result<f64> {
+    memory_mib("VmHWM:")
+}
+
+fn memory_mib(what: &str) -> Result<f64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let line = status.lines().find_map(|l| l.strip_prefix(what)).context("no such line")?;
     let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib / 1024.0)
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::cmd::keepers::{self, Keepers};
 use crate::cmd::view::PointView;
 use crate::context::Ctx;
 use crate::exit::{CliError, Exit, help_tail};
@@ -33,7 +34,8 @@ struct DamagedView {
 }
 
 pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
-    let list = ctx.open()?.points()?;
+    let repository = ctx.open()?;
+    let list = repository.points()?;
     let wanted = |machine: &str| args.machine.as_deref().is_none_or(|name| name == machine);
     let shown: Vec<_> = list.points.iter().filter(|point| wanted(&point.machine)).collect();
     if let (Some(machine), true, true) = (&args.machine, shown.is_empty(), list.damaged.is_empty())
@@ -42,8 +44,15 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
             .what(machine)
             .hint("backstay list      shows all recovery points"));
     }
+    // What cannot be read of the keepers hides no point.
+    let keepers = Keepers::read(&repository);
+    let view = |point| {
+        let mut view = PointView::new(point, &list.points);
+        view.kept_by = Some(keepers.as_ref().ok().map(|keepers| keepers.of(point.id)));
+        view
+    };
     let document = Document {
-        points: shown.iter().map(|point| PointView::new(point, &list.points)).collect(),
+        points: shown.iter().map(|point| view(point)).collect(),
         damaged: list
             .damaged
             .iter()
@@ -63,6 +72,7 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
             ("DISKS", Align::Right),
             ("SIZE", Align::Right),
             ("NEW", Align::Right),
+            ("KEPT BY", Align::Left),
             ("NOTE", Align::Left),
         ]);
         for (point, view) in shown.iter().zip(&document.points) {
@@ -73,23 +83,28 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
                 point.disks.len().to_string(),
                 units::size(view.size_bytes),
                 units::size(point.stats.new_bytes),
+                view.kept_by.as_ref().map_or("", keepers::mark).to_owned(),
                 point.note.clone().unwrap_or_default(),
             ]);
         }
         table.render(to);
     })?;
-    if document.damaged.is_empty() {
+    if document.damaged.is_empty() && keepers.is_ok() {
         return Ok(Exit::Done);
     }
     if !ctx.out.json {
-        for damaged in &document.damaged {
-            note(&format!(
-                "warning: point {} cannot be read: {}",
-                damaged.id,
-                clean(&damaged.message)
-            ));
-        }
-        note("find out more:  backstay repo check");
+        keepers::tell_unknown(&keepers);
+        tell_damaged(&document.damaged);
     }
     Ok(Exit::Partial)
+}
+
+fn tell_damaged(damaged: &[DamagedView]) {
+    for point in damaged {
+        let message = clean(&point.message);
+        note(&format!("warning: point {} cannot be read: {message}", point.id));
+    }
+    if !damaged.is_empty() {
+        note("find out more:  backstay repo check");
+    }
 }

@@ -1,5 +1,6 @@
 //! `backstay show`.
 
+use crate::cmd::keepers::{self, Keepers};
 use crate::cmd::view::{self, PointView};
 use crate::context::Ctx;
 use crate::exit::{CliError, Exit, help_tail};
@@ -11,7 +12,7 @@ use crate::units;
 #[command(after_help = help_tail(
     "  backstay show web01@latest
   backstay show @b7f3k2 --json",
-    &[Exit::NoRepository, Exit::WrongKey, Exit::Damaged, Exit::NotFound]
+    &[Exit::Partial, Exit::NoRepository, Exit::WrongKey, Exit::Damaged, Exit::NotFound]
 ))]
 pub(crate) struct Args {
     /// The recovery point: MACHINE, MACHINE@latest, MACHINE@TIME or @ID
@@ -19,9 +20,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
-    let list = ctx.open()?.points()?;
+    let repository = ctx.open()?;
+    let list = repository.points()?;
     let point = view::find_point(&list, &args.point)?;
-    let document = PointView::new(&point, &list.points);
+    let mut document = PointView::new(&point, &list.points);
+    let keepers = Keepers::read(&repository);
+    document.kept_by = Some(keepers.as_ref().ok().map(|keepers| keepers.of(point.id)));
     ctx.out.report(&document, |to| {
         field(to, "machine", &document.machine);
         field(to, "point", &format!("@{}", document.id));
@@ -36,6 +40,10 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         }
         if let Some(note) = &document.note {
             field(to, "note", note);
+        }
+        for keeper in document.kept_by.iter().flatten().flatten() {
+            field(to, "kept", &keeper.told());
+            field(to, "", &format!("until  {}", keeper.release));
         }
         field(to, "size", &units::size_exact(document.size_bytes));
         field(to, "read", &units::size_exact(document.read_bytes));
@@ -52,5 +60,11 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         }
         table.render(to);
     })?;
-    Ok(Exit::Done)
+    if keepers.is_ok() {
+        return Ok(Exit::Done);
+    }
+    if !ctx.out.json {
+        keepers::tell_unknown(&keepers);
+    }
+    Ok(Exit::Partial)
 }

@@ -1,11 +1,12 @@
 //! Recovery points as commands show them, and finding the one a user named.
 
 use backstay_core::name::Name;
-use backstay_store::{DiskRecord, PointList, RecoveryPoint};
+use backstay_store::{DiskRecord, PointId, PointList, RecoveryPoint};
 use jiff::Zoned;
 use serde::Serialize;
 
-use crate::exit::CliError;
+use super::keepers::KeeperView;
+use crate::exit::{CliError, Exit};
 use crate::output::clean;
 use crate::units;
 
@@ -30,6 +31,9 @@ pub(crate) struct PointView {
     pub(crate) disks: Vec<DiskView>,
     /// What it is a copy of.
     pub(crate) copied_from: Option<CopiedFromView>,
+    /// What keeps it from removal; absent where that was not asked, null where it is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kept_by: Option<Option<Vec<KeeperView>>>,
 }
 
 /// Where a copy was first made, in JSON.
@@ -79,6 +83,7 @@ impl PointView {
                 repository: from.repository.to_string(),
                 point: from.point.to_string(),
             }),
+            kept_by: None,
         }
     }
 }
@@ -97,20 +102,53 @@ fn consistency(point: &RecoveryPoint) -> &'static str {
     }
 }
 
+/// Letters of an id that people are shown and may name it by, at least.
+const LETTERS_MIN: usize = 6;
+
 /// The shortest prefix of the id, of six letters or more, that names this point alone.
 pub(crate) fn short_id(point: &RecoveryPoint, all: &[RecoveryPoint]) -> String {
-    const LETTERS_MIN: usize = 6;
-    let id = point.id.to_string();
-    let shared = |other: &RecoveryPoint| {
-        let other = other.id.to_string();
+    short_among(point.id, all.iter().map(|other| other.id))
+}
+
+/// The same for any kind of id.
+pub(crate) fn short_among<I: ToString>(id: I, all: impl Iterator<Item = I>) -> String {
+    let id = id.to_string();
+    let shared = |other: I| {
+        let other = other.to_string();
         if other == id {
             0
         } else {
             id.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count()
         }
     };
-    let longest = all.iter().map(shared).max().unwrap_or(0);
+    let longest = all.map(shared).max().unwrap_or(0);
     id.chars().take(LETTERS_MIN.max(longest + 1)).collect()
+}
+
+/// The one of `all` whose id begins with `text`; `kind` is what it is called.
+pub(crate) fn by_prefix<I: ToString>(
+    kind: &str,
+    text: &str,
+    all: impl Iterator<Item = I>,
+) -> Result<I, CliError> {
+    let prefix = text.trim_start_matches('@').to_ascii_lowercase();
+    if prefix.len() < LETTERS_MIN {
+        return Err(CliError::usage(format!("a {kind} is named by six letters of its id or more")));
+    }
+    let mut found: Vec<I> = all.filter(|id| id.to_string().starts_with(&prefix)).collect();
+    match (found.pop(), found.len()) {
+        (Some(one), 0) => Ok(one),
+        (None, _) => Err(CliError::new(Exit::NotFound, format!("there is no such {kind}"))),
+        (Some(_), more) => {
+            Err(CliError::new(Exit::NotFound, format!("{} of the {kind}s begin so", more + 1)))
+        }
+    }
+}
+
+/// The one point that cannot be read and whose id begins as `text` says.
+pub(crate) fn find_damaged(list: &PointList, text: &str) -> Option<PointId> {
+    let prefix = text.strip_prefix('@')?;
+    by_prefix("point", prefix, list.damaged.iter().map(|(id, _)| *id)).ok()
 }
 
 /// A recovery point, and the disk of it if the name has one.

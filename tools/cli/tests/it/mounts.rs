@@ -2,12 +2,11 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::support::{Place, Running, is_root, sample, skipped};
+use super::support::{Place, Running, has_fuse, sample, wait_until};
 
 fn document(running: &mut Running) -> Value {
     serde_json::from_str(&running.first_line()).expect("a JSON document")
@@ -18,30 +17,12 @@ fn is_mounted(path: &Path) -> bool {
     table.lines().any(|line| line.split(' ').nth(1) == path.to_str())
 }
 
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_secs(30), "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// A repository with one backup of `web01`.
 fn with_backup(content: &[u8]) -> Place {
     let place = Place::with_repository();
     let image = place.image("web01.raw", content);
     place.run(&["backup", &image, "-m", "web01"]).code(0);
     place
-}
-
-/// Whether FUSE can be used here; a test that cannot run says so.
-fn has_fuse(test: &str) -> bool {
-    let fuse = Path::new("/dev/fuse").exists();
-    if !fuse || !is_root() {
-        skipped(&format!("{test}: needs root and /dev/fuse"));
-        return false;
-    }
-    true
 }
 
 /// Takes a mount away when a test fails half way.

@@ -105,3 +105,53 @@ fn points_that_cannot_be_read_are_told_and_stay() {
     assert_eq!(document["points"], 2);
     assert_eq!(document["unreadable"].as_array().map(Vec::len), Some(1));
 }
+
+#[test]
+fn a_plan_is_applied_after_it_was_confirmed() {
+    let place = place(6);
+    let apply = ["retention", "apply", "--keep-last", "5"];
+    let with = |more: &[&'static str]| [&apply[..], more].concat();
+    let dry = place.run(&with(&["--dry-run", "--json"])).code(0).json();
+    assert_eq!((&dry["plan"]["removed"], &dry["removed"]), (&1.into(), &Value::Array(vec![])));
+    let shown = place.run(&with(&["--dry-run"])).code(0).stdout;
+    assert_eq!(shown, place.run(&["retention", "plan", "--keep-last", "5"]).code(0).stdout);
+    let asked = place.run(&apply).code(19);
+    assert!(asked.stderr.contains("--yes") && asked.stderr.contains("web01@"), "{}", asked.stderr);
+    assert_eq!(place.run(&["list", "--json"]).json()["points"].as_array().map(Vec::len), Some(7));
+
+    let done = place.run(&with(&["--yes", "--json"])).code(0).json();
+    let removed = done["removed"].as_array().expect("removed");
+    assert_eq!((removed.len(), &removed[0]["machine"]), (1, &"web01".into()));
+    let planned = dry["plan"]["machines"][1]["verdicts"].as_array().expect("verdicts");
+    assert_eq!(removed[0]["id"], planned[5]["id"]);
+    let again = place.run(&with(&["--yes"])).code(0).stdout;
+    assert!(again.ends_with("removed 0 points\n"), "{again}");
+    // Nothing to remove is nothing to ask for.
+    place.run(&apply).code(0);
+    assert_eq!(place.run(&with(&["--yes", "--quiet"])).code(0).stdout, "");
+    place.run(&["gc"]).code(0);
+    place.run(&["repo", "check", "--read-data"]).code(0);
+}
+
+#[test]
+fn applying_asks_twice_before_much_goes_and_leaves_pins_alone() {
+    let place = place(6);
+    place.run(&["point", "pin", "web01@-3", "--reason", "audit of November"]).code(0);
+    let apply = ["retention", "apply", "--keep-last", "2", "--yes"];
+    let refused = place.run(&apply).code(19);
+    for part in ["web01 would lose 3 of its 6 points", "--allow-mass-removal", "nothing was"] {
+        assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+    }
+    place.run(&["retention", "apply", "--keep-last", "2", "--allow-mass-removal"]).code(19);
+    assert_eq!(place.run(&["list", "--json"]).json()["points"].as_array().map(Vec::len), Some(7));
+    let applied = [&apply[..], &["--allow-mass-removal", "--json"]].concat();
+    let done = place.run(&applied).code(0).json();
+    assert_eq!(done["removed"].as_array().map(Vec::len), Some(3));
+    assert_eq!(done["kept"][0]["kept_by"][0]["reason"], "audit of November");
+    assert_eq!(done["plan"]["machines"][1]["verdicts"][3]["outcome"], "keep_by_pin");
+    let told = place.run(&apply).code(0);
+    assert!(told.stderr.contains("backstay point unpin "), "{}", told.stderr);
+    // A mistyped machine removes nothing.
+    place.run(&["retention", "apply", "--keep-last", "1", "-m", "wbe01", "--yes"]).code(16);
+    assert_eq!(place.run(&["list", "--json"]).json()["points"].as_array().map(Vec::len), Some(4));
+}

@@ -1,8 +1,11 @@
 //! A throwaway directory with a repository in it, and ways to run the binary.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -113,13 +116,31 @@ impl Place {
     /// Starts the binary with pipes for stdout and stderr.
     pub(crate) fn start(&self, args: &[&str]) -> Running {
         let child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        Running { child: Some(child.expect("the binary starts")) }
+        Running { child: Some(child.expect("the binary starts")), stderr: None }
     }
 
     /// Writes an image file.
     pub(crate) fn image(&self, name: &str, content: &[u8]) -> String {
         std::fs::write(self.path(name), content).expect("the image is written");
         self.text(name)
+    }
+
+    /// What everything below a directory takes on the disk, in bytes.
+    pub(crate) fn usage(&self, below: &str) -> u64 {
+        let mut open = vec![self.path(below)];
+        let mut total = 0;
+        while let Some(dir) = open.pop() {
+            for entry in std::fs::read_dir(dir).expect("a directory").map(|e| e.expect("an entry"))
+            {
+                let meta = entry.metadata().expect("its metadata");
+                if meta.is_dir() {
+                    open.push(entry.path());
+                } else {
+                    total += meta.blocks() * 512;
+                }
+            }
+        }
+        total
     }
 
     /// The largest file below a directory: in a repository that holds data, a pack.
@@ -144,6 +165,8 @@ impl Place {
 /// A started binary; killed when the test fails before it has ended.
 pub(crate) struct Running {
     child: Option<Child>,
+    /// Collects stderr, once somebody waited for something in it.
+    stderr: Option<JoinHandle<String>>,
 }
 
 impl Running {
@@ -164,22 +187,33 @@ impl Running {
         line
     }
 
-    /// Reads stderr until a line holds `text`.
+    /// Reads stderr until a line holds `text`. What is said before and after is in the end.
     #[track_caller]
     pub(crate) fn wait_for_stderr(&mut self, text: &str) {
         let stderr = self.child().stderr.take().expect("a pipe");
         let mut reader = BufReader::new(stderr);
-        let mut line = String::new();
-        while !line.contains(text) {
-            line.clear();
-            assert!(reader.read_line(&mut line).expect("a line") > 0, "it ended without {text}");
+        let mut said = String::new();
+        loop {
+            let before = said.len();
+            let read = reader.read_line(&mut said).expect("a line");
+            assert!(read > 0, "it ended without {text}: {said}");
+            if said[before..].contains(text) {
+                break;
+            }
         }
         // Read on, so that the process never waits for us.
-        std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+        self.stderr = Some(std::thread::spawn(move || {
+            let _ = reader.read_to_string(&mut said);
+            said
+        }));
     }
 
-    pub(crate) fn signal(&mut self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(self.child());
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("still there").id()
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(self.child.as_ref().expect("still there"));
         rustix::process::kill_process(pid, signal).expect("the signal is sent");
     }
 
@@ -189,7 +223,11 @@ impl Running {
 
     pub(crate) fn end(mut self) -> Ran {
         let child = self.child.take().expect("still there");
-        Ran::of(child.wait_with_output().expect("its end"))
+        let mut ran = Ran::of(child.wait_with_output().expect("its end"));
+        if let Some(said) = self.stderr.take() {
+            ran.stderr = said.join().expect("stderr was read");
+        }
+        ran
     }
 }
 
@@ -234,4 +272,24 @@ pub(crate) fn is_root() -> bool {
 pub(crate) fn skipped(why: &str) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "SKIPPED {why}");
+}
+
+/// Whether FUSE can be used here; a test that cannot run says so.
+pub(crate) fn has_fuse(test: &str) -> bool {
+    let fuse = Path::new("/dev/fuse").exists();
+    if !fuse || !is_root() {
+        skipped(&format!("{test}: needs root and /dev/fuse"));
+        return false;
+    }
+    true
+}
+
+/// Looks again and again until it is so; a test that waits in vain fails.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(30), "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

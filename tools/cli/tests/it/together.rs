@@ -58,7 +58,7 @@ fn a_mount_two_backups_a_check_and_a_restore() {
     let points = place.run(&["list", "--json"]).code(0).json();
     assert_eq!(points["points"].as_array().map(Vec::len), Some(7), "{points}");
     place.run(&["repo", "check", "--read-data"]).code(0);
-    for mut running in [Some(nbd), mount].into_iter().flatten() {
+    for running in [Some(nbd), mount].into_iter().flatten() {
         running.signal(Signal::INT);
         running.end().code(0);
     }

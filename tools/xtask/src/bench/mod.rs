@@ -4,6 +4,7 @@ mod changes;
 mod image;
 mod measure;
 mod report;
+mod s3;
 mod store;
 mod tools;
 
@@ -28,6 +29,9 @@ enum What {
     Store(store::Args),
     /// Backups of sparse disks of 1 and 10 TiB that are told what changed
     Changes(changes::Args),
+    /// Backup and restore of a mixed image through a distance, on a repository in a bucket, beside
+    /// plain requests for the same bytes; and how many requests that takes
+    S3(s3::Args),
     /// Only write the mixed image
     Image {
         /// The file to write; what is there is replaced
@@ -44,8 +48,12 @@ enum What {
 /// The chore `cargo xtask bench`.
 pub(crate) fn run(house: &House, args: Args) -> Result<ExitCode> {
     match args.what {
-        What::Store(args) => store::run(house, &args),
+        What::Store(args) => {
+            store::run(house, &args)?;
+            s3::run(house, &s3::Args::beside_store(args.dir))
+        }
         What::Changes(args) => changes::run(house, &args),
+        What::S3(args) => s3::run(house, &args),
         What::Image { out, size_mib, seed } => {
             image::write(&out, size_mib, seed)?;
             Ok(ExitCode::SUCCESS)

@@ -36,7 +36,7 @@ pub(super) struct Args {
     /// memory file system such as /dev/shm measures the programs and not the disk [default: the
     /// system's temporary directory]
     #[arg(long)]
-    dir: Option<PathBuf>,
+    pub(super) dir: Option<PathBuf>,
 }
 
 /// The chore.
@@ -61,7 +61,7 @@ pub(super) fn run(house: &House, args: &Args) -> Result<ExitCode> {
     let work = WorkDir::new(&parent)?;
     let image = work.path().join("image.raw");
     eprintln!("writing the image, {} MiB, seed {}", args.size_mib, args.seed);
-    write_image(&image, args)?;
+    write_image(&image, args.size_mib, args.seed)?;
     let mut report = Report::new(args.size_mib, file_system(work.path())?, &tools);
     for round in 1..=args.runs {
         stop.check()?;
@@ -94,12 +94,12 @@ fn parse_peers(names: &[String]) -> Result<Vec<Peer>> {
 
 /// Writes the image in a process of its own: a child's peak memory starts at its parent's, so this
 /// program must stay small.
-fn write_image(image: &Path, args: &Args) -> Result<()> {
+pub(super) fn write_image(image: &Path, size_mib: u64, seed: u64) -> Result<()> {
     let me = std::env::current_exe().context("cannot tell where this program is")?;
     let mut command = proc::command(me);
     command.args(["bench", "image"]).arg(image);
-    command.arg("--size-mib").arg(args.size_mib.to_string());
-    proc::run(command.arg("--seed").arg(args.seed.to_string()))
+    command.arg("--size-mib").arg(size_mib.to_string());
+    proc::run(command.arg("--seed").arg(seed.to_string()))
 }
 
 fn file_system(dir: &Path) -> Result<String> {

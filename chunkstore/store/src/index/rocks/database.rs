@@ -83,20 +83,30 @@ impl Database {
 
     /// Merging drops the rows of these packs too.
     pub(super) fn drop_also(&self, numbers: &[PackNumber]) {
+        self.change_present(numbers, |word, bit| *word &= !bit);
+    }
+
+    /// Merging keeps the rows of these packs too.
+    pub(super) fn keep_also(&self, numbers: &[PackNumber]) {
+        self.change_present(numbers, |word, bit| *word |= bit);
+    }
+
+    fn change_present(&self, numbers: &[PackNumber], change: impl Fn(&mut u64, u64)) {
         if let Some(present) = &mut *self.present.lock() {
             let bits = &mut Arc::make_mut(present).bits;
             for number in numbers {
                 if let Some(word) = bits.get_mut(*number as usize / 64) {
-                    *word &= !(1 << (number % 64));
+                    change(word, 1 << (number % 64));
                 }
             }
         }
     }
 
     /// Opens the database for reading. The caller holds the file lock.
-    pub(super) fn secondary(&self, own_dir: &Path) -> Result<DB> {
-        let families = self.families();
-        DB::open_cf_descriptors_as_secondary(&self.options(), &*self.path, own_dir, families)
+    pub(super) fn read_only(&self, own_dir: &Path) -> Result<DB> {
+        let mut options = self.options();
+        options.set_db_log_dir(own_dir);
+        DB::open_cf_descriptors_read_only(&options, &self.path, self.families(), false)
             .map_err(|e| rocks_error("cannot open the index", e))
     }
 
@@ -104,7 +114,7 @@ impl Database {
     /// caller holds the exclusive lock.
     pub(super) fn open_or_create(&self, own_dir: &Path) -> Result<DB> {
         if self.path.join("CURRENT").exists()
-            && let Ok(db) = self.secondary(own_dir)
+            && let Ok(db) = self.read_only(own_dir)
         {
             return Ok(db);
         }
@@ -117,7 +127,7 @@ impl Database {
                 .map_err(|e| Error::io(format!("cannot remove {}", self.path.display()), e))?;
             self.primary()?;
         }
-        self.secondary(own_dir)
+        self.read_only(own_dir)
     }
 
     fn families(&self) -> [ColumnFamilyDescriptor; 2] {
@@ -141,8 +151,8 @@ impl Database {
         options.set_max_background_jobs(2);
         // A pack's row and the rows of its copies survive a power cut together or not at all.
         options.set_atomic_flush(true);
-        // A secondary instance must keep its files open: the primary may remove them. There are
-        // few, since they are large.
+        // Who reads must keep the files open: who writes may remove them. There are few, since
+        // they are large.
         options.set_max_open_files(-1);
         options.set_compaction_readahead_size(MERGE_READ_BYTES);
         options.set_skip_stats_update_on_db_open(true);
@@ -186,12 +196,17 @@ pub(super) fn chunks(db: &DB) -> Result<Arc<BoundColumnFamily<'_>>> {
 pub(super) fn settle(db: &DB) -> Result<()> {
     let files = db.property_int_value_cf(&chunks(db)?, "rocksdb.num-files-at-level0");
     if matches!(files, Ok(Some(n)) if n >= SMALL_FILES_MAX) {
-        let mut options = WaitForCompactOptions::default();
-        options.set_timeout(SETTLE_MICROS);
         // Not merged in time: the next publishing goes on with it.
-        let _ = db.wait_for_compact(&options);
+        finish_merging(db);
     }
     Ok(())
+}
+
+/// Lets RocksDB merge for a while. `true`: there is nothing left to merge.
+pub(super) fn finish_merging(db: &DB) -> bool {
+    let mut options = WaitForCompactOptions::default();
+    options.set_timeout(SETTLE_MICROS);
+    db.wait_for_compact(&options).is_ok()
 }
 
 pub(super) fn rocks_error(text: &str, e: rocksdb::Error) -> Error {

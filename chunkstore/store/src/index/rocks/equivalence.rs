@@ -107,7 +107,8 @@ impl World {
             Op::Vanish(n) => {
                 if let Some(id) = nth(&self.present, n) {
                     self.gone.extend(self.present.remove_entry(&id));
-                    self.model.drop_packs(&[id]).unwrap();
+                    // Marks go when somebody notices: see `synchronise`.
+                    self.model.collected(&[id]).unwrap();
                 }
             }
             Op::Return(n) => {
@@ -178,6 +179,7 @@ impl World {
             known.iter().filter(|id| !self.present.contains_key(id)).copied().collect();
         if !gone.is_empty() {
             index.drop_packs(&gone).unwrap();
+            self.model.drop_packs(&gone).unwrap();
         }
         for (id, (info, entries)) in &self.present {
             if !known.contains(id) {

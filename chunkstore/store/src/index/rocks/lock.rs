@@ -34,8 +34,7 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// The directory RocksDB wants for a secondary instance's own log, with a lock that tells whether
-/// its process lives.
+/// A directory for a process's own files, with a lock that tells whether the process lives.
 pub(super) struct Reader {
     pub(super) path: PathBuf,
     lock_path: PathBuf,

@@ -2,11 +2,12 @@
 //! of this host.
 //!
 //! RocksDB lets one process write a directory. So nobody keeps it open for writing: every process
-//! reads through a secondary instance, keeps what it adds in a bounded delta in memory, and
+//! reads a state of it that was there at some moment, keeps what it adds in a bounded delta in memory, and
 //! publishes the delta by opening the database for writing for a moment, under an exclusive file
 //! lock. A process that dies before it publishes loses nothing: the next one reads the tables of
 //! the packs it does not know.
 
+mod bulk;
 mod database;
 mod delta;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::{COPIES_MAX, ChunkIndex, ChunkLocation, PackInfo, PackSet};
 use crate::error::Result;
+use bulk::Bulk;
 use database::Database;
 use delta::{Delta, Deltas};
 use lock::{Locked, Reader, make_dir, open_lock};
@@ -38,9 +40,9 @@ use publish::Marks;
 use rows::complete_key;
 use view::View;
 
-/// Copies the delta may hold before it is published: about 20 MiB of memory, and as much again
+/// Copies the delta may hold before it is published: about 10 MiB of memory, and as much again
 /// while the one before is being published.
-const DELTA_ROWS_MAX: usize = 256 * 1024;
+const DELTA_ROWS_MAX: usize = 128 * 1024;
 
 pub(crate) struct RocksIndex {
     database: Database,
@@ -50,6 +52,7 @@ pub(crate) struct RocksIndex {
     view: RwLock<View>,
     /// Locked before `view` where both are.
     deltas: RwLock<Deltas>,
+    bulk: Bulk,
     /// Rows at which the delta is published.
     publish_at: AtomicUsize,
     /// Marks of complete points could not be cleared in the database.
@@ -78,6 +81,7 @@ impl RocksIndex {
             reader,
             view: RwLock::new(view),
             deltas: RwLock::default(),
+            bulk: Bulk::default(),
             publish_at: AtomicUsize::new(DELTA_ROWS_MAX),
             marks_distrusted: AtomicBool::new(false),
         })
@@ -169,8 +173,12 @@ impl ChunkIndex for RocksIndex {
         entries: &[PackEntry],
         bad: &HashSet<ChunkId>,
     ) -> Result<()> {
+        if self.has_pack(&pack) || self.add_in_bulk(pack, info, entries, bad)? {
+            return Ok(());
+        }
         let rows = {
             let mut deltas = self.deltas.write();
+            // Looked at again under the lock: two threads may add the same pack.
             let known = deltas.each().any(|d| d.contains(&pack))
                 || self.view.read().packs.number_of(&pack).is_some();
             if !known {
@@ -184,17 +192,24 @@ impl ChunkIndex for RocksIndex {
         Ok(())
     }
 
+    fn expect(&self, packs: usize) -> Result<()> {
+        self.begin_bulk(packs)
+    }
+
     fn publish(&self) -> Result<()> {
         self.publish_now();
-        Ok(())
+        self.end_bulk()
     }
 
     fn catch_up(&self) -> Result<()> {
         let lock = self.lock.lock();
         {
             let _shared = Locked::shared(&lock)?;
-            let update = self.view.read().catch_up(&self.database)?;
-            if let Some(update) = update {
+            if self.view.read().is_current(&self.database) {
+                return Ok(());
+            }
+            let update = self.view.read().update(&self.database, &self.reader.path);
+            if let Ok(update) = update {
                 self.view.write().apply(update);
                 return Ok(());
             }

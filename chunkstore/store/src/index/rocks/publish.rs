@@ -5,13 +5,14 @@ use std::collections::HashSet;
 use backstay_format::{ChunkId, PackId};
 use rocksdb::{DB, IngestExternalFileOptions, SstFileWriter, WriteBatch};
 
+use super::super::ChunkIndex;
 use super::RocksIndex;
 use super::database::{chunks, rocks_error, settle};
 use super::delta::Delta;
 use super::lock::Locked;
 use super::rows::{
-    COUNTERS_KEY, Counters, PREFIX_COMPLETE, PREFIX_OBJECT, PackNumber, complete_key, copy_key,
-    encode_pack, object_key, pack_key, pack_of,
+    COUNTERS_KEY, CopyKey, Counters, PREFIX_COMPLETE, PREFIX_OBJECT, PackNumber, complete_key,
+    copy_key, encode_pack, object_key, pack_key, pack_of,
 };
 use super::sweep::sweep;
 use super::view::{View, scan};
@@ -63,12 +64,15 @@ impl RocksIndex {
         Ok(result)
     }
 
-    /// Brings the view up to date. The caller holds the file lock.
+    /// Brings the view up to date. The caller holds the exclusive lock.
     pub(super) fn refresh(&self) -> Result<()> {
-        let update = self.view.read().catch_up(&self.database)?;
+        if self.view.read().is_current(&self.database) {
+            return Ok(());
+        }
+        let update = self.view.read().update(&self.database, &self.reader.path);
         match update {
-            Some(update) => self.view.write().apply(update),
-            None => *self.view.write() = View::open(&self.database, &self.reader.path)?,
+            Ok(update) => self.view.write().apply(update),
+            Err(_) => *self.view.write() = View::open(&self.database, &self.reader.path)?,
         }
         Ok(())
     }
@@ -113,7 +117,7 @@ impl RocksIndex {
     pub(super) fn forget_copies(&self, pack: PackId, ids: &[ChunkId]) -> Result<()> {
         // Published first, so that the rows are there to be deleted: another process may be about
         // to publish the same pack whole.
-        self.publish_now();
+        self.publish()?;
         {
             let mut deltas = self.deltas.write();
             deltas.open.drop_copies(pack, ids);
@@ -167,24 +171,23 @@ impl Primary<'_> {
             Some((copy_key(&id, number), place))
         });
         let mut batch = WriteBatch::default();
-        let mut value = Vec::new();
         if delta.rows.len() >= INGEST_ROWS_MIN {
             // Before any row has one of the numbers they must be used up for good.
             self.reserve()?;
             let path = self.index.database.path.with_extension("rows");
             let options = self.index.database.chunk_options();
-            let written = write_table(&options, &path, |writer| {
-                rows.into_iter().try_for_each(|(key, place)| {
-                    value.clear();
-                    place.encode(&mut value);
-                    writer.put(key, &value)
-                })
-            })?;
+            let values = rows.map(|(key, place)| {
+                let mut value = Vec::new();
+                place.encode(&mut value);
+                (key, value)
+            });
+            let written = write_table(&options, &path, values)?;
             if written {
                 self.ingest(vec![path])?;
             }
         } else {
             let chunks = chunks(&self.db)?;
+            let mut value = Vec::new();
             for (key, place) in rows {
                 value.clear();
                 place.encode(&mut value);
@@ -278,23 +281,23 @@ impl Primary<'_> {
     }
 }
 
-/// Writes a table file of rows that `fill` puts, sorted. `false`: there were none, and no file is
-/// left.
-pub(super) fn write_table(
+/// Writes a table file of rows, sorted by key. `false`: there were none, and no file is left.
+pub(super) fn write_table<V: AsRef<[u8]>>(
     options: &rocksdb::Options,
     path: &std::path::Path,
-    fill: impl FnOnce(&mut SstFileWriter<'_>) -> Result<(), rocksdb::Error>,
+    rows: impl Iterator<Item = (CopyKey, V)>,
 ) -> Result<bool> {
     // Left over from a process that was killed.
     let _ = std::fs::remove_file(path);
     let failed = |e| rocks_error("cannot write the index", e);
+    let mut rows = rows.peekable();
+    if rows.peek().is_none() {
+        return Ok(false);
+    }
     let mut writer = SstFileWriter::create(options);
     writer.open(path).map_err(failed)?;
-    fill(&mut writer).map_err(failed)?;
-    if writer.file_size() == 0 {
-        drop(writer);
-        let _ = std::fs::remove_file(path);
-        return Ok(false);
+    for (key, value) in rows {
+        writer.put(key, value).map_err(failed)?;
     }
     writer.finish().map_err(failed)?;
     Ok(true)

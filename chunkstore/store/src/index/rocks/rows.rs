@@ -157,7 +157,8 @@ fn prefixed<const N: usize, const M: usize>(prefix: u8, rest: &[u8; N]) -> [u8; 
 pub(super) struct Counters {
     /// The number of the next pack.
     pub(super) next: PackNumber,
-    /// Times that packs were forgotten: others then load all packs anew.
+    /// Times that packs were forgotten, or added out of the order of their numbers: others then
+    /// load all packs anew.
     pub(super) removals: u32,
     /// Times that all marks of complete points were cleared.
     pub(super) clearings: u32,

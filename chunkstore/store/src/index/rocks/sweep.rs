@@ -33,7 +33,7 @@ pub(super) fn sweep(primary: &mut Primary<'_>) -> Result<()> {
     while primary.counters.sweep_at < END && start.elapsed() < SWEEP_TIME {
         let at = primary.counters.sweep_at;
         let next = (at + step).min(END);
-        let end = (next < END).then(|| [next as u8]);
+        let end = (next < END).then_some([next as u8]);
         primary.db.compact_range_cf(&chunks(&primary.db)?, Some([at as u8]), end);
         primary.counters.sweep_at = next;
     }

@@ -250,7 +250,7 @@ fn a_directory_made_anew_under_a_reader_is_noticed() {
     a.add_pack(pack(1), info(3), &entries(3)).unwrap();
     a.publish().unwrap();
     b.catch_up().unwrap();
-    std::fs::rename(dir.path().join("db"), dir.path().join("old")).unwrap();
+    rustix::fs::rename(dir.path().join("db"), dir.path().join("old")).unwrap();
     a.add_pack(pack(2), info(5), &entries(5)).unwrap();
     a.publish().unwrap();
     assert_eq!(find(&a, 4).map(|l| l.pack), Some(pack(2)));
@@ -282,4 +282,76 @@ fn a_large_delta_is_taken_in_whole() {
         }
     }
     assert_eq!(rows_of(&a), 8 * 8000, "packs known to both are written once");
+}
+
+/// As whoever comes new does it, with packs enough for a build in parts.
+fn build(index: &RocksIndex, packs: std::ops::Range<u32>) {
+    index.expect(packs.len()).unwrap();
+    for n in packs {
+        let kind = if n % 10 == 0 { PackKind::Tree } else { PackKind::Data };
+        let info = PackInfo { chunks: 700, kind, ..info(0) };
+        index.add_pack(wide(n), info, &spread(n, 700)).unwrap();
+    }
+}
+
+fn assert_has(index: &RocksIndex, packs: std::ops::Range<u32>) {
+    let known = index.packs();
+    for n in packs {
+        let kind = if n % 10 == 0 { PackKind::Tree } else { PackKind::Data };
+        let info = PackInfo { chunks: 700, kind, ..info(0) };
+        assert!(known.contains(&(wide(n), info)), "pack {n}");
+        for (i, e) in spread(n, 700).iter().enumerate().step_by(233) {
+            let right = ChunkLocation::new(wide(n), kind, i, e);
+            assert_eq!(index.copies(e.id).unwrap(), [right], "chunk {i} of pack {n}");
+        }
+    }
+}
+
+#[test]
+fn a_large_index_is_built_in_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = RocksIndex::open(dir.path()).unwrap();
+    let b = RocksIndex::open(dir.path()).unwrap();
+    a.expect(4).unwrap();
+    build(&a, 0..60);
+    let mut out = Vec::new();
+    let tree = spread(50, 700)[3].id;
+    a.get_many(&[tree], &PackSet::new(), &mut out).unwrap();
+    assert!(out[0].is_some(), "tree nodes are seen at once");
+    // The other has begun as well, and knows some that this one does not.
+    build(&b, 40..80);
+    a.publish().unwrap();
+    assert_has(&a, 0..60);
+    b.publish().unwrap();
+    assert_has(&b, 0..80);
+    a.catch_up().unwrap();
+    assert_has(&a, 0..80);
+    assert_eq!(a.packs().len(), 80);
+    // A few more, as usual.
+    a.add_pack(wide(99), PackInfo { chunks: 700, ..info(0) }, &spread(99, 700)).unwrap();
+    a.publish().unwrap();
+    b.catch_up().unwrap();
+    assert_has(&b, 99..100);
+    let left = std::fs::read_dir(dir.path().join("readers")).unwrap().count();
+    assert_eq!(left, 4, "two readers and their locks");
+    assert!(!a.reader.path.join("bulk").exists());
+}
+
+#[test]
+fn a_build_that_is_killed_is_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = RocksIndex::open(dir.path()).unwrap();
+    build(&a, 0..70);
+    drop(a);
+    let b = RocksIndex::open(dir.path()).unwrap();
+    // Whole segments were taken in, and of what was not nothing is known.
+    let known = b.packs().len();
+    assert!(known < 70, "{known} packs");
+    for (id, _) in b.packs() {
+        let n = (0..70).find(|&n| wide(n) == id).unwrap();
+        assert_has(&b, n..n + 1);
+    }
+    build(&b, 0..70);
+    b.publish().unwrap();
+    assert_has(&b, 0..70);
 }

@@ -1,6 +1,5 @@
-//! What this process sees of the database: a secondary instance, and the packs in memory.
+//! What this process sees of the database: a read-only instance, and the packs in memory.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use backstay_format::{ChunkId, IndexId, PackId};
@@ -13,59 +12,90 @@ use super::rows::{
     COUNTERS_KEY, Counters, PREFIX_OBJECT, PREFIX_PACK, PackNumber, Place, decode_pack, pack_key,
     pack_of,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 
+type News = (Counters, bool, Vec<(PackNumber, PackId, PackInfo)>);
+
+/// The database as it was at one moment. It is opened anew when somebody wrote: an instance that
+/// follows a writer (RocksDB's secondary) may go on to tell what was overwritten.
 pub(super) struct View {
     pub(super) db: DB,
-    /// Tells whether the directory is still the one that was opened.
-    identity: (u64, u64),
+    identity: Identity,
     pub(super) counters: Counters,
     pub(super) packs: PackTable,
 }
 
 /// What is new since the last look.
 pub(super) struct Update {
+    db: DB,
+    identity: Identity,
     counters: Counters,
     /// Whether `packs` replaces all that is known.
     anew: bool,
     packs: Vec<(PackNumber, PackId, PackInfo)>,
 }
 
+/// Tells one state of a database from all others.
+#[derive(PartialEq, Eq)]
+struct Identity {
+    /// What RocksDB draws when it makes a database.
+    database: Vec<u8>,
+    /// Every opening for writing begins a new manifest.
+    manifest: Vec<u8>,
+}
+
+impl Identity {
+    fn read(path: &Path) -> Result<Self> {
+        let read = |name: &str| {
+            let path = path.join(name);
+            std::fs::read(&path)
+                .map_err(|e| Error::io(format!("cannot read {}", path.display()), e))
+        };
+        Ok(Self { database: read("IDENTITY")?, manifest: read("CURRENT")? })
+    }
+}
+
 impl View {
     /// Opens the database, making it if need be. The caller holds the exclusive lock.
     pub(super) fn open(database: &Database, own_dir: &Path) -> Result<Self> {
         let db = database.open_or_create(own_dir)?;
-        let identity = identity(&database.path);
-        let mut view =
-            Self { db, identity, counters: Counters::default(), packs: PackTable::default() };
-        let update = view.news(true)?;
-        view.apply(update);
+        let identity = Identity::read(&database.path)?;
+        let (counters, packs) = (Counters::default(), PackTable::default());
+        let mut view = Self { db, identity, counters, packs };
+        let (counters, _, packs) = view.news(&view.db, true)?;
+        view.counters = counters;
+        view.packs.extend(packs);
         Ok(view)
     }
 
-    /// Learns what others wrote; nothing if the directory was made anew under us, and the view
-    /// must be too. The caller holds the file lock.
-    pub(super) fn catch_up(&self, database: &Database) -> Result<Option<Update>> {
-        if self.identity != identity(&database.path) || self.db.try_catch_up_with_primary().is_err()
-        {
-            return Ok(None);
-        }
-        self.news(false).map(Some)
+    /// Whether nobody wrote since. The caller holds the file lock.
+    pub(super) fn is_current(&self, database: &Database) -> bool {
+        Identity::read(&database.path).is_ok_and(|i| i == self.identity)
     }
 
-    fn news(&self, anew: bool) -> Result<Update> {
-        let counters = read_counters(&self.db)?;
+    /// Learns what others wrote. An error: the database is missing or broken, and must be opened
+    /// by [`View::open`]. The caller holds the file lock.
+    pub(super) fn update(&self, database: &Database, own_dir: &Path) -> Result<Update> {
+        let identity = Identity::read(&database.path)?;
+        let db = database.read_only(own_dir)?;
+        let (counters, anew, packs) =
+            self.news(&db, identity.database != self.identity.database)?;
+        Ok(Update { db, identity, counters, anew, packs })
+    }
+
+    fn news(&self, db: &DB, anew: bool) -> Result<News> {
+        let counters = read_counters(db)?;
         // Numbers only grow, so packs added since stand behind the last one known.
         let anew = anew || counters.removals != self.counters.removals;
         let first = if anew { 0 } else { self.packs.last().map_or(0, |n| n.saturating_add(1)) };
         let mut packs = Vec::new();
-        scan(&self.db, PREFIX_PACK, &pack_key(first), |key, value| {
+        scan(db, PREFIX_PACK, &pack_key(first), |key, value| {
             let number = key.try_into().map(PackNumber::from_be_bytes);
             if let (Ok(number), Some((id, info))) = (number, decode_pack(value)) {
                 packs.push((number, id, info));
             }
         })?;
-        Ok(Update { counters, anew, packs })
+        Ok((counters, anew, packs))
     }
 
     pub(super) fn apply(&mut self, update: Update) {
@@ -74,6 +104,8 @@ impl View {
         }
         self.packs.extend(update.packs);
         self.counters = update.counters;
+        self.identity = update.identity;
+        self.db = update.db;
     }
 
     /// An iterator for [`View::copies_from`].
@@ -136,8 +168,4 @@ pub(super) fn scan(
 pub(super) fn read_counters(db: &DB) -> Result<Counters> {
     let row = db.get_pinned(COUNTERS_KEY).map_err(|e| rocks_error("cannot read the index", e))?;
     Ok(row.and_then(|v| Counters::decode(&v)).unwrap_or_default())
-}
-
-fn identity(path: &Path) -> (u64, u64) {
-    path.metadata().map_or((0, 0), |m| (m.dev(), m.ino()))
 }

@@ -149,7 +149,8 @@ fn report(
         }
         let key = document.key_file.as_ref();
         let key = key.map(|path| format!(" --key-file {}", shell_word(path))).unwrap_or_default();
-        let repo = shell_word(&location.path().display().to_string());
+        let directory = location.directory().map(|path| path.display().to_string());
+        let repo = shell_word(&directory.unwrap_or_else(|| location.to_string()));
         to.push_str(&format!("next:  backstay backup IMAGE --machine NAME --repo {repo}{key}\n"));
     };
     match recovery {
@@ -188,12 +189,12 @@ fn first_key(ctx: &Ctx, args: &Args, location: &Location) -> Result<Unlock, CliE
 fn exists(location: &Location) -> CliError {
     CliError::new(Exit::InUse, "there is a repository already; nothing was changed")
         .what(location.to_string())
-        .hint(format!("backstay repo show --repo {location}"))
+        .hint(format!("backstay repo show --repo {}", shell_word(&location.to_string())))
 }
 
 /// Whether there is no repository for certain. If there may be one, the keys made for it must stay.
 fn surely_not_made(location: &Location) -> bool {
-    !location.path().is_dir()
+    location.directory().is_some_and(|directory| !directory.is_dir())
         || Repository::read_config(location).is_err_and(|e| e.kind() == ErrorKind::NotFound)
 }
 

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 
-use backstay_core::retention::{self, Outcome, Plan, PointFacts, Verdict};
-use backstay_store::{PointId, PointList, RecoveryPoint};
+use backstay_core::retention::{self, Outcome, Plan, Verdict};
+use backstay_store::{PointId, PointList, RecoveryPoint, Repository};
 use jiff::Zoned;
 use serde::Serialize;
 
 use super::rule::RuleArgs;
+use crate::cmd::keepers::Keepers;
 use crate::cmd::view;
 use crate::context::Ctx;
 use crate::exit::{CliError, Exit, help_tail};
@@ -27,8 +28,9 @@ pub(crate) struct Args {
     rule: RuleArgs,
 }
 
+/// A plan in JSON.
 #[derive(Serialize)]
-struct Document {
+pub(super) struct Document {
     now: String,
     time_zone: String,
     machines: Vec<MachineView>,
@@ -75,10 +77,27 @@ impl Told {
     }
 }
 
+/// A plan, and what it was made from.
+pub(super) struct Planned {
+    pub(super) repository: Repository,
+    pub(super) list: PointList,
+    pub(super) keepers: Keepers,
+    pub(super) plan: Plan,
+    pub(super) document: Document,
+}
+
 pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
-    let now = args.rule.now()?;
-    let list = ctx.open()?.points()?;
-    let machine = args.rule.machine();
+    let document = make(ctx, &args.rule)?.document;
+    ctx.out.report(&document, |to| people(to, &document, &args.rule))?;
+    Ok(tell_unreadable(ctx, &document))
+}
+
+/// Makes the plan that the arguments ask for.
+pub(super) fn make(ctx: &Ctx, rule: &RuleArgs) -> Result<Planned, CliError> {
+    let now = rule.now()?;
+    let repository = ctx.open()?;
+    let list = repository.points()?;
+    let machine = rule.machine();
     if let Some(machine) = machine
         && !list.points.iter().any(|point| point.machine == machine)
     {
@@ -86,19 +105,23 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
             .what(machine)
             .hint("backstay list      shows all recovery points"));
     }
-    let facts: Vec<PointFacts> = list.points.iter().map(PointFacts::from).collect();
-    let plan = retention::plan(&facts, &args.rule.rules(), &now)?;
+    let keepers = Keepers::read(&repository)?;
+    let plan = retention::plan(&keepers.facts(&list), &rule.rules(), &now)?;
     let document = document(&plan, &list, &now, machine);
-    ctx.out.report(&document, |to| people(to, &document, &args))?;
+    Ok(Planned { repository, list, keepers, plan, document })
+}
+
+/// Tells what is in no plan, and gives the exit code.
+pub(super) fn tell_unreadable(ctx: &Ctx, document: &Document) -> Exit {
     if document.unreadable.is_empty() {
-        return Ok(Exit::Done);
+        return Exit::Done;
     }
     if !ctx.out.json {
         let count = document.unreadable.len();
         note(&format!("warning: {count} point(s) cannot be read and are in no plan: they stay"));
         note("find out more:  backstay repo check");
     }
-    Ok(Exit::Partial)
+    Exit::Partial
 }
 
 /// What is shown of a plan: all machines, or the one that was asked for.
@@ -148,7 +171,8 @@ fn zone_name(now: &Zoned) -> String {
     zone.iana_name().map_or_else(|| now.strftime("%:z").to_string(), str::to_owned)
 }
 
-fn people(to: &mut String, document: &Document, args: &Args) {
+/// The plan for people.
+pub(super) fn people(to: &mut String, document: &Document, rule: &RuleArgs) {
     if document.machines.is_empty() {
         to.push_str("there are no recovery points yet\n");
         return;
@@ -177,7 +201,7 @@ fn people(to: &mut String, document: &Document, args: &Args) {
     }
     table.render(to);
     to.push('\n');
-    let rule = clean(&args.rule.rule().to_string());
+    let rule = clean(&rule.rule().to_string());
     to.push_str(&format!("keep {rule}; days begin in {}\n", clean(&document.time_zone)));
     let (points, removed) = (document.points, document.removed);
     to.push_str(&format!("{removed} of {points} points would be removed\n"));

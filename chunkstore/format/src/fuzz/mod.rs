@@ -8,6 +8,7 @@
 //! To add one: write the function and its seeds, add a line to [`TARGETS`], and let the test write
 //! the seeds: `BACKSTAY_UPDATE_CORPUS=1 cargo nextest run -p backstay-format corpus`.
 
+mod damage;
 mod objects;
 mod packs;
 
@@ -38,6 +39,9 @@ pub const TARGETS: &[Target] = &[
     target("keyslot", objects::keyslot, objects::keyslot_seeds),
     target("point", objects::point, objects::point_seeds),
     target("text", objects::text, objects::text_seeds),
+    target("quarantine", damage::quarantine, damage::quarantine_seeds),
+    target("verified", damage::verified, damage::verified_seeds),
+    target("parity", damage::parity, damage::parity_seeds),
     target("node", packs::node, packs::node_seeds),
     target("pack_header", packs::header, packs::header_seeds),
     target("pack_table", packs::table, packs::table_seeds),

@@ -465,3 +465,55 @@ fn without_a_key_a_budget_ends_and_the_next_run_goes_on() {
     let one = VerifyOptions { packs: vec![id], ..VerifyOptions::default() };
     assert_eq!(repo.verify(&one, &NoProgress).unwrap_err().kind(), ErrorKind::NotFound);
 }
+
+/// A storage that takes nothing more: full, or mounted read-only.
+#[derive(Debug)]
+struct ReadOnly(Arc<MemoryStorage>);
+
+impl Storage for ReadOnly {
+    fn put(&self, key: ObjectKey, _: &[&[u8]]) -> Result<(), backstay_store::Error> {
+        Err(backstay_store::Error::new(ErrorKind::Denied, format!("{key}: read-only")))
+    }
+
+    fn get(&self, key: ObjectKey, max: u64) -> Result<Vec<u8>, backstay_store::Error> {
+        self.0.get(key, max)
+    }
+
+    fn read_at(
+        &self,
+        key: ObjectKey,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), backstay_store::Error> {
+        self.0.read_at(key, offset, buf)
+    }
+
+    fn size(&self, key: ObjectKey) -> Result<u64, backstay_store::Error> {
+        self.0.size(key)
+    }
+
+    fn list(&self, folder: Folder) -> Result<Vec<ObjectKey>, backstay_store::Error> {
+        self.0.list(folder)
+    }
+
+    fn delete(&self, key: ObjectKey) -> Result<(), backstay_store::Error> {
+        Err(backstay_store::Error::new(ErrorKind::Denied, format!("{key}: read-only")))
+    }
+}
+
+#[test]
+fn where_nothing_can_be_written_it_still_finds_everything_and_says_so() {
+    let world = World::new();
+    let repo = world.node();
+    let point = back_up(&repo, "web01", &noise(1, 40)).unwrap();
+    world.spoil(world.data_pack());
+    let node = open(Arc::new(ReadOnly(world.storage.clone())), &world.entropy).unwrap();
+    let report = verify(&node);
+    assert_eq!(lost(&report), [(point.id, 0, 1)]);
+    assert!(report.unsaved.as_ref().is_some_and(|why| why.contains("read-only")), "{report:?}");
+    assert_eq!((report.quarantined_packs, world.count(Folder::Quarantine)), (0, 0));
+    let mut options = backstay_store::RepairOptions::default();
+    assert!(node.repair(&mut options, &NoProgress).is_err());
+    options.dry_run = true;
+    assert_eq!(node.repair(&mut options, &NoProgress).unwrap().left.len(), 1);
+}

@@ -1,10 +1,9 @@
 //! One round after the other: what is lost is looked for in every source.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use backstay_format::ChunkId;
-use backstay_format::node::Node;
 use backstay_format::pack::PackKind;
 use backstay_format::point::RecoveryPoint;
 
@@ -13,32 +12,29 @@ use crate::progress::Progress;
 use crate::repository::Inner;
 use crate::verify::{BadCopies, Healed};
 
+use super::RepairReport;
 use super::derive::derive;
 use super::rebuilt::FromParity;
+use super::sink::Sink;
 use super::source::{ChunkSource, WantedChunk, any_copy};
 use super::wanted::{Places, collect};
-use super::writer::Writer;
-use super::{HealedBy, RepairReport};
 
 /// Chunks that no source has that are remembered; beyond, a repair ends and says what is left.
 const HOPELESS_MAX: usize = 1 << 22;
 
 /// What healed a chunk, where it was none of the sources given.
 const FROM_COPY: &str = "a copy in quarantine";
+const FROM_PARITY: &str = "parity";
 
 pub(super) struct Healer<'a> {
     inner: &'a Inner,
     bad: &'a BadCopies,
     sources: &'a mut [Box<dyn ChunkSource>],
     progress: &'a dyn Progress,
-    /// Whether healed chunks are stored.
-    write: bool,
-    writer: Option<Writer>,
-    pub(super) healed: Healed,
+    sink: Sink<'a>,
     /// Asked for everywhere, in vain.
     tried: HashSet<ChunkId>,
     parity: FromParity,
-    by: BTreeMap<String, (u64, u64)>,
     wanted: u64,
 }
 
@@ -56,12 +52,9 @@ impl<'a> Healer<'a> {
             bad,
             sources,
             progress,
-            write,
-            writer: None,
-            healed: Healed::new(),
+            sink: Sink::new(inner, write),
             tried: HashSet::new(),
             parity: FromParity::default(),
-            by: BTreeMap::new(),
             wanted: 0,
         }
     }
@@ -70,8 +63,7 @@ impl<'a> Healer<'a> {
     /// until nothing new is found.
     pub(super) fn run(&mut self, points: &[Arc<RecoveryPoint>]) -> Result<()> {
         loop {
-            let wanted =
-                collect(self.inner, points, self.bad, &self.healed, &self.tried, self.progress)?;
+            let wanted = self.collect(points, &self.tried)?;
             self.wanted += wanted.len() as u64;
             if wanted.is_empty() || self.tried.len() > HOPELESS_MAX {
                 break;
@@ -82,8 +74,16 @@ impl<'a> Healer<'a> {
         self.scan(points)
     }
 
+    fn collect(
+        &self,
+        points: &[Arc<RecoveryPoint>],
+        without: &HashSet<ChunkId>,
+    ) -> Result<HashMap<ChunkId, Places>> {
+        collect(self.inner, points, self.bad, self.sink.healed(), without, self.progress)
+    }
+
     fn round(&mut self, mut wanted: HashMap<ChunkId, Places>) -> Result<()> {
-        self.from_parity(&wanted)?;
+        self.rebuild(&wanted)?;
         let mut order: Vec<ChunkId> = wanted.keys().copied().collect();
         order.sort();
         for id in order {
@@ -98,14 +98,14 @@ impl<'a> Healer<'a> {
     }
 
     /// Rebuilds the packs that may hold what is wanted, one after the other.
-    fn from_parity(&mut self, wanted: &HashMap<ChunkId, Places>) -> Result<()> {
+    fn rebuild(&mut self, wanted: &HashMap<ChunkId, Places>) -> Result<()> {
         for pack in self.parity.candidates(self.inner, self.bad, wanted)? {
             self.check_cancelled()?;
             let Some(rebuilt) = self.parity.rebuild(self.inner, pack)? else { continue };
             for (id, bytes) in rebuilt.chunks(self.inner, wanted)? {
-                if !self.healed.contains_key(&id) {
+                if !self.sink.has(id) {
                     let level = wanted[&id][0].node_level;
-                    self.accept(id, level, bytes, "parity")?;
+                    self.sink.accept(id, level, bytes, FROM_PARITY)?;
                 }
             }
         }
@@ -113,20 +113,19 @@ impl<'a> Healer<'a> {
     }
 
     fn heal(&mut self, id: ChunkId, places: &Places) -> Result<bool> {
-        if self.healed.contains_key(&id) {
+        if self.sink.has(id) {
             return Ok(true);
         }
         let level = places[0].node_level;
         if let Some(bytes) = any_copy(self.inner, id)?
-            && self.accept(id, level, bytes, FROM_COPY)?
+            && self.sink.accept(id, level, bytes, FROM_COPY)?
         {
             return Ok(true);
         }
-        for n in 0..self.sources.len() {
+        for source in &mut *self.sources {
             for wanted in places {
-                let name = self.sources[n].name();
-                if let Some(bytes) = self.sources[n].offer(wanted)?
-                    && self.accept(id, level, bytes, &name)?
+                if let Some(bytes) = source.offer(wanted)?
+                    && self.sink.accept(id, level, bytes, &source.name())?
                 {
                     return Ok(true);
                 }
@@ -138,13 +137,11 @@ impl<'a> Healer<'a> {
 
     /// Tries to build a lost node of what the sources have below it.
     fn derive(&mut self, id: ChunkId, level: u8, places: &[WantedChunk]) -> Result<bool> {
-        for n in 0..self.sources.len() {
+        for source in &mut *self.sources {
             for wanted in places {
-                let source = &mut *self.sources[n];
-                let name = source.name();
-                let bytes = derive(self.inner, source, wanted, level, self.progress)?;
+                let bytes = derive(self.inner, &mut **source, wanted, level, self.progress)?;
                 if let Some(bytes) = bytes
-                    && self.accept(id, Some(level), bytes, &name)?
+                    && self.sink.accept(id, Some(level), bytes, &source.name())?
                 {
                     return Ok(true);
                 }
@@ -158,60 +155,33 @@ impl<'a> Healer<'a> {
         if self.tried.is_empty() || self.sources.is_empty() {
             return Ok(());
         }
-        let none = HashSet::new();
-        let left = collect(self.inner, points, self.bad, &self.healed, &none, self.progress)?;
-        let mut left: HashSet<ChunkId> = left
+        let mut left: HashSet<ChunkId> = self
+            .collect(points, &HashSet::new())?
             .into_iter()
             .filter(|(_, places)| places[0].node_level.is_none())
             .map(|(id, _)| id)
             .collect();
-        for n in 0..self.sources.len() {
+        let (inner, progress, sink) = (self.inner, self.progress, &mut self.sink);
+        for source in &mut *self.sources {
             if left.is_empty() {
                 break;
             }
-            let name = self.sources[n].name();
-            let (inner, progress) = (self.inner, self.progress);
-            let mut found: Vec<(ChunkId, Vec<u8>)> = Vec::new();
-            self.sources[n].scan(inner.config().chunk_size.bytes(), &mut |block| {
+            let name = source.name();
+            let mut failed = None;
+            source.scan(inner.config().chunk_size.bytes(), &mut |block| {
                 let id = inner.keys().chunk_id(PackKind::Data, block);
-                if left.remove(&id) {
-                    found.push((id, block.to_vec()));
+                if left.remove(&id)
+                    && let Err(e) = sink.accept(id, None, block.to_vec(), &name)
+                {
+                    failed = Some(e);
                 }
-                !left.is_empty() && found.len() < FOUND_MAX && !progress.cancelled()
+                failed.is_none() && !left.is_empty() && !progress.cancelled()
             })?;
-            self.check_cancelled()?;
-            for (id, bytes) in found {
-                self.accept(id, None, bytes, &name)?;
+            if let Some(e) = failed {
+                return Err(e);
             }
         }
-        Ok(())
-    }
-
-    /// Takes bytes in if they are what the id says.
-    fn accept(&mut self, id: ChunkId, level: Option<u8>, bytes: Vec<u8>, by: &str) -> Result<bool> {
-        let kind = if level.is_some() { PackKind::Tree } else { PackKind::Data };
-        if self.inner.keys().chunk_id(kind, &bytes) != id {
-            return Ok(false);
-        }
-        let node = match level {
-            None => None,
-            Some(level) => match Node::decode(&bytes, level) {
-                Ok(node) => Some(Arc::new(node)),
-                Err(_) => return Ok(false),
-            },
-        };
-        let count = self.by.entry(by.to_owned()).or_default();
-        count.0 += 1;
-        count.1 += bytes.len() as u64;
-        self.healed.insert(id, node);
-        if self.write {
-            let writer = match &mut self.writer {
-                Some(writer) => writer,
-                None => self.writer.insert(Writer::begin(self.inner)?),
-            };
-            writer.store(kind, id, bytes)?;
-        }
-        Ok(true)
+        self.check_cancelled()
     }
 
     fn check_cancelled(&self) -> Result<()> {
@@ -222,22 +192,8 @@ impl<'a> Healer<'a> {
     }
 
     /// Makes what was healed durable. Returns what counts as healed though nothing was stored.
-    pub(super) fn finish(mut self, report: &mut RepairReport) -> Result<Healed> {
+    pub(super) fn finish(self, report: &mut RepairReport) -> Result<Healed> {
         report.wanted = self.wanted;
-        report.healed = std::mem::take(&mut self.by)
-            .into_iter()
-            .map(|(by, (chunks, bytes))| HealedBy { by, chunks, bytes })
-            .collect();
-        if !self.write {
-            return Ok(self.healed);
-        }
-        let Some(writer) = self.writer else { return Ok(Healed::new()) };
-        let (session, stored) = writer.finish()?;
-        report.session = Some(session);
-        report.stored_bytes = stored;
-        Ok(Healed::new())
+        self.sink.finish(report)
     }
 }
-
-/// Blocks taken from one scan of a source, which are held in memory.
-const FOUND_MAX: usize = 16 * 1024;

@@ -7,6 +7,7 @@ mod derive;
 mod heal;
 mod image;
 mod rebuilt;
+mod sink;
 mod source;
 mod wanted;
 mod writer;

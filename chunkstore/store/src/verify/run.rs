@@ -20,6 +20,8 @@ use super::pack::{Checked, Verdict, check_with_parity};
 use super::walk::BadCopies;
 use super::{VerifyOptions, VerifyReport};
 
+/// Bad chunks that one run remembers: when there are more, it ends, and the next goes on.
+const BAD_MAX: usize = 1 << 20;
 /// Threads that read packs at most: each holds one pack in memory.
 const THREADS_MAX: usize = 8;
 
@@ -136,6 +138,9 @@ impl<'a> Run<'a> {
         {
             state.bad.parity.insert(pack);
             state.findings.add(DamageKind::Object(ObjectKey::Parity(pack).path()), &e);
+        }
+        if state.bad.len() > BAD_MAX {
+            state.over_budget = true;
         }
         let whole = match checked.verdict {
             Verdict::Gone => {

@@ -46,6 +46,11 @@ impl BadCopies {
         self.chunks.is_empty() && self.whole.is_empty()
     }
 
+    /// How many chunks have a bad copy.
+    pub(crate) fn len(&self) -> usize {
+        self.chunks.len()
+    }
+
     pub(crate) fn has_pack(&self, pack: PackId) -> bool {
         self.whole.contains(&pack) || self.packs.contains(&pack)
     }

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use backstay_store::{
@@ -21,14 +21,15 @@ use crate::support::{CHUNK, image, init_options, key, read, real, seed};
 
 const DIR: &str = "BACKSTAY_TEST_KILL_DIR";
 const SEED: &str = "BACKSTAY_TEST_KILL_SEED";
-/// The call to the storage at which the child kills itself; and whether after it.
+/// The call to the storage at which the child kills itself; whether calls are counted from the first
+/// session on, and not from the opening; and whether it dies after the call.
 const AT: &str = "BACKSTAY_TEST_KILL_AT";
+const AT_WORK: &str = "BACKSTAY_TEST_KILL_AT_WORK";
 const AFTER: &str = "BACKSTAY_TEST_KILL_AFTER";
 
 /// Points that the child lets grow before it removes the oldest.
 const POINTS: usize = 3;
-/// Calls to the storage of two rounds of the child's work, or more: named kills are spread over
-/// these.
+/// Calls to the storage of a round of the child's work, or more: named kills are spread over these.
 const CALLS: u64 = 220;
 
 /// A storage that kills its process at one of its calls.
@@ -38,11 +39,14 @@ struct Deadly {
     calls: AtomicU64,
     at: Option<u64>,
     after: bool,
+    /// Whether calls count by now.
+    counts: AtomicBool,
 }
 
 impl Deadly {
     fn call<T>(&self, run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-        let mine = Some(self.calls.fetch_add(1, Ordering::SeqCst)) == self.at;
+        let counts = self.counts.load(Ordering::SeqCst);
+        let mine = counts && Some(self.calls.fetch_add(1, Ordering::SeqCst)) == self.at;
         if mine && !self.after {
             die();
         }
@@ -63,6 +67,9 @@ fn die() {
 
 impl Storage for Deadly {
     fn put(&self, key: ObjectKey, parts: &[&[u8]]) -> Result<(), Error> {
+        if matches!(key, ObjectKey::Session(..)) {
+            self.counts.store(true, Ordering::SeqCst);
+        }
         self.call(|| self.inner.put(key, parts))
     }
     fn get(&self, key: ObjectKey, max: u64) -> Result<Vec<u8>, Error> {
@@ -88,7 +95,8 @@ impl Storage for Deadly {
 fn open(dir: &Path, at: Option<u64>, after: bool) -> Repository {
     let (location, options) = real(dir);
     let inner = LocalStorage::open_real(location.directory().unwrap()).unwrap();
-    let storage = Arc::new(Deadly { inner, calls: AtomicU64::new(0), at, after });
+    let counts = AtomicBool::new(std::env::var_os(AT_WORK).is_none());
+    let storage = Arc::new(Deadly { inner, calls: AtomicU64::new(0), at, after, counts });
     let index = IndexChoice::Directory(dir.join("cache").join("index"));
     Repository::open_on(storage, location, &key(), &options, index, Arc::new(SystemEntropy))
         .unwrap()
@@ -117,7 +125,8 @@ fn child() {
     let Ok(dir) = std::env::var(DIR) else { return };
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
     let node = open(&PathBuf::from(dir), number(AT), number(AFTER).is_some());
-    say("\nready");
+    // On a line of its own, whatever the harness has begun to print.
+    say("");
     for seed in number(SEED).unwrap().. {
         round(&node, seed);
     }
@@ -133,8 +142,8 @@ fn round(node: &Repository, seed: u64) {
     say(&format!("committed {id}"));
     let pin = node.pin(id, &cause).unwrap();
     let points = node.points().unwrap().points;
-    if points.len() > POINTS {
-        let oldest = points[0].id;
+    // What earlier children left behind, too.
+    for oldest in points.iter().rev().skip(POINTS).map(|p| p.id) {
         say(&format!("removes {oldest}"));
         let report = node.remove_points(&[oldest], &cause).unwrap();
         if report.removed.contains(&oldest) {
@@ -195,17 +204,22 @@ impl Expected {
 /// When to kill.
 #[derive(Clone, Copy)]
 enum When {
-    /// So many milliseconds after the work began.
+    /// So many milliseconds after the first backup began: opening takes as long as the machine is
+    /// busy.
     Later(u64),
-    /// At this call, before or after it takes effect.
-    Call(u64, bool),
+    /// At this call, before or after it takes effect; counted from the opening, or from the
+    /// first session on.
+    Call { at: u64, after: bool, work: bool },
 }
 
 fn kill_one(dir: &Path, when: When, seed: u64, expected: &mut Expected) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["kills::child", "--exact", "--nocapture"]).env(DIR, dir);
     command.env(SEED, seed.to_string()).stdin(Stdio::null()).stdout(Stdio::piped());
-    if let When::Call(at, after) = when {
+    if let When::Call { at, after, work } = when {
+        if work {
+            command.env(AT_WORK, "1");
+        }
         command.env(AT, at.to_string());
         if after {
             command.env(AFTER, "1");
@@ -217,7 +231,7 @@ fn kill_one(dir: &Path, when: When, seed: u64, expected: &mut Expected) {
     // Kills at the first calls land while the repository is being opened.
     for line in lines.by_ref().map_while(Result::ok) {
         heard.push(line);
-        if heard.last().is_some_and(|l| l == "ready") {
+        if heard.last().is_some_and(|l| l.starts_with("commits ")) {
             break;
         }
     }
@@ -283,7 +297,11 @@ fn kills_at_any_instant_lose_nothing() {
                     let named = n / 2 * 2 + stream;
                     let when = match n % 2 {
                         0 => When::Later(chance.below(80)),
-                        _ => When::Call(named * 7 % CALLS, named % 4 < 2),
+                        _ => When::Call {
+                            at: named * 7 % CALLS,
+                            after: named % 4 < 2,
+                            work: named % 8 > 0,
+                        },
                     };
                     kill_one(dir.path(), when, n * 1000, &mut expected);
                 }

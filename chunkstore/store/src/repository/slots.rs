@@ -169,11 +169,16 @@ pub(super) fn add(
 }
 
 pub(super) fn remove(inner: &Inner, id: &str) -> Result<()> {
-    let slots = load(inner.storage(), inner.config())?;
-    match slots.into_iter().flatten().find(|s| s.id.to_string() == id) {
-        Some(slot) => remove_slot(inner, slot.id),
-        None => Err(no_such(id)),
+    let mut unread = None;
+    for slot in load(inner.storage(), inner.config())? {
+        match slot {
+            Ok(slot) if slot.id.to_string() == id => return remove_slot(inner, slot.id),
+            Ok(_) => {}
+            Err(e) => unread = Some(e),
+        }
     }
+    // What could not be read may be the one.
+    Err(unread.unwrap_or_else(|| no_such(id)))
 }
 
 /// Replaces the slot `which` (its id, or else its label): first the new one is durable, then the
@@ -232,22 +237,29 @@ fn remove_slot(inner: &Inner, id: SlotId) -> Result<()> {
     let _claim = storage.claim(CLAIM)?;
     let slot = load_one(storage, config, ObjectKey::Slot(id))?;
     let slot = slot.ok_or_else(|| no_such(&id.to_string()))?;
-    if !load(storage, config)?.iter().flatten().any(|other| other.id != id) {
-        return Err(Error::new(
-            ErrorKind::Invalid,
-            "this is the last key slot: without it nobody could open the repository again",
-        ));
-    }
+    let last = "this is the last key slot: without it nobody could open the repository again";
+    another_than(inner, id, ErrorKind::Invalid, last)?;
     storage.delete(ObjectKey::Slot(id))?;
     // A storage may have no claims: then it shows only now that others removed theirs meanwhile.
-    if load(storage, config)?.iter().flatten().next().is_some() {
-        return Ok(());
+    let gone = "all other key slots were removed at the same moment, so this one was put back";
+    another_than(inner, id, ErrorKind::Busy, gone).or_else(|e| {
+        let bytes =
+            slot.encode(config.id).map_err(|e| Error::format("cannot write the key slot", e))?;
+        storage.put(ObjectKey::Slot(id), &[&bytes])?;
+        Err(e)
+    })
+}
+
+/// Whether another slot than `id` can be read. If not, an error: of this kind and text, unless it
+/// is only that another slot is out of reach now.
+fn another_than(inner: &Inner, id: SlotId, kind: ErrorKind, text: &str) -> Result<()> {
+    let mut unreached = None;
+    for slot in load(inner.storage(), inner.config())? {
+        match slot {
+            Ok(other) if other.id != id => return Ok(()),
+            Err(e) if e.kind() != ErrorKind::Damaged => unreached = Some(e),
+            _ => {}
+        }
     }
-    let bytes =
-        slot.encode(config.id).map_err(|e| Error::format("cannot write the key slot", e))?;
-    storage.put(ObjectKey::Slot(id), &[&bytes])?;
-    Err(Error::new(
-        ErrorKind::Busy,
-        "all other key slots were removed at the same moment, so this one was put back",
-    ))
+    Err(unreached.unwrap_or_else(|| Error::new(kind, text)))
 }

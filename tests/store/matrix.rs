@@ -30,6 +30,8 @@ struct Rig {
     points: Vec<Point>,
     /// Every object as it was before the damage.
     whole: BTreeMap<ObjectKey, Vec<u8>>,
+    /// The index objects that say what each pack holds.
+    tables: BTreeMap<PackId, Vec<ObjectKey>>,
     /// The part of each pack where damage costs only the chunks it hits.
     bodies: BTreeMap<PackId, std::ops::Range<u64>>,
 }
@@ -73,7 +75,8 @@ impl Rig {
         let pack = |k: &ObjectKey| if let ObjectKey::Pack(id) = k { Some(*id) } else { None };
         let packs = whole.keys().filter_map(pack);
         let bodies = packs.map(|id| (id, layout::body(&repo, id).unwrap())).collect();
-        Self { storage, entropy, points, whole, bodies }
+        let tables = layout::index_objects(&repo).unwrap();
+        Self { storage, entropy, points, whole, tables, bodies }
     }
 
     fn node(&self) -> Repository {
@@ -170,17 +173,20 @@ impl Rig {
         damaged
     }
 
-    /// Whether these bytes of a pack are as they were, and the pack can be taken apart.
+    /// Whether these bytes of a pack are as they were, and the pack or an index object says that
+    /// they are a chunk.
     fn usable(&self, pack: PackId, range: &std::ops::Range<u64>) -> bool {
         let key = ObjectKey::Pack(pack);
         let Ok(now) = self.storage.get(key, u64::MAX) else { return false };
         let then = &self.whole[&key];
         let same = |r: std::ops::Range<usize>| now.get(r.clone()) == then.get(r);
         let body = &self.bodies[&pack];
-        now.len() == then.len()
+        let says_itself = now.len() == then.len()
             && same(0..body.start as usize)
-            && same(body.end as usize..then.len())
-            && same(range.start as usize..range.end as usize)
+            && same(body.end as usize..then.len());
+        let as_it_was = |k: &ObjectKey| self.storage.get(*k, u64::MAX).unwrap() == self.whole[k];
+        let known = says_itself || self.tables.get(&pack).into_iter().flatten().any(as_it_was);
+        known && same(range.start as usize..range.end as usize)
     }
 
     /// What must be lost: point and chunk.
@@ -256,6 +262,7 @@ fn named_packs(report: &VerifyReport) -> BTreeSet<PackId> {
 fn named_objects(damage: &[backstay_store::Damage]) -> BTreeSet<String> {
     let name = |kind: &DamageKind| match kind {
         DamageKind::Object(name) => Some(name.clone()),
+        DamageKind::Index(id) => Some(ObjectKey::Index(*id).path()),
         DamageKind::Point(id) => Some(ObjectKey::Point(*id).path()),
         _ => None,
     };

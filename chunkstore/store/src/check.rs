@@ -107,13 +107,14 @@ fn check_all_packs(
         }
         match verdict {
             Verdict::Gone | Verdict::Whole => {}
-            Verdict::Unsupported { reason } | Verdict::Bad { chunks: None, reason } => {
+            Verdict::Bad { chunks: None, .. } if all_in_quarantine(inner, id)? => {}
+            Verdict::Unsupported { reason } | Verdict::Bad { chunks: None, reason, .. } => {
                 // What this host's index says of it may serve all the same: reading will tell.
                 bad.add_whole(id);
                 findings.add_text(DamageKind::Pack(id), reason);
             }
-            Verdict::Bad { chunks: Some(chunks), reason } => {
-                let mut fresh = false;
+            Verdict::Bad { chunks: Some(chunks), at_risk, reason } => {
+                let mut fresh = at_risk.iter().any(|c| !inner.quarantine().covers(id, *c));
                 for (chunk, why) in chunks {
                     if !inner.quarantine().covers(id, chunk) {
                         fresh = true;
@@ -130,6 +131,13 @@ fn check_all_packs(
     Ok(bad)
 }
 
+/// Whether everything in a pack that does not say what it holds is known to count as absent.
+fn all_in_quarantine(inner: &Inner, pack: PackId) -> Result<bool> {
+    let known = inner.quarantine();
+    let table = if known.has(pack) { inner.table_of(pack)? } else { None };
+    Ok(table.is_some_and(|t| t.entries.iter().all(|e| known.covers(pack, e.id))))
+}
+
 /// A pack's footer, and what becomes of the pack by it alone.
 struct Foot {
     verdict: Verdict,
@@ -142,7 +150,8 @@ fn footer_only(inner: &Inner, pack: PackId) -> Result<Foot> {
         Ok(footer) => Ok(Foot { verdict: Verdict::Whole, footer: Some(footer) }),
         Err(e) if e.kind() == crate::ErrorKind::NotFound => none(Verdict::Gone),
         Err(e) if lost(&e) || e.is_media_error() => {
-            none(Verdict::Bad { chunks: None, reason: e.whole_story() })
+            let reason = e.whole_story();
+            none(Verdict::Bad { chunks: None, at_risk: Vec::new(), reason })
         }
         Err(e) => Err(e),
     }

@@ -19,7 +19,7 @@ use crate::entropy::array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkIndex, ChunkLocation, PackInfo};
 use crate::key::{Folder, ObjectKey};
-use crate::pack::read_footer;
+use crate::pack::{PackFooter, read_footer};
 use crate::record;
 use crate::repository::{Excluded, Inner, Source};
 use crate::seal::Decoder;
@@ -202,6 +202,13 @@ impl Quarantine {
         self.state.read().chunks.get(&id).cloned().unwrap_or_default()
     }
 
+    /// The packs that anything is known to be bad in, sorted.
+    pub(crate) fn packs(&self) -> Vec<PackId> {
+        let mut packs: Vec<PackId> = self.state.read().packs.keys().copied().collect();
+        packs.sort();
+        packs
+    }
+
     /// The packs of which nothing can be told apart.
     pub(crate) fn whole_packs(&self) -> Vec<PackId> {
         let state = self.state.read();
@@ -272,13 +279,13 @@ impl Quarantine {
         for pack in self.packs_of(id) {
             let table = match self.table(repo, pack) {
                 Ok(table) => table,
-                Err(e) if lost(&e) => continue,
+                Err(e) if lost(&e) || e.is_media_error() => continue,
                 Err(e) => return Err(e),
             };
             for location in table.get(&id).into_iter().flatten() {
                 match read_copy(repo, id, location) {
                     Ok(bytes) => return Ok(Some((*location, bytes))),
-                    Err(e) if lost(&e) => {}
+                    Err(e) if lost(&e) || e.is_media_error() => {}
                     Err(e) => return Err(e),
                 }
             }
@@ -293,10 +300,17 @@ impl Quarantine {
         {
             return Ok(table.clone());
         }
-        let footer = read_footer(repo.storage(), repo.config().id, repo.keys(), pack)?;
+        let footer = read_footer(repo.storage(), repo.config().id, repo.keys(), pack);
+        let said = match footer.map(PackFooter::into_table) {
+            Ok(said) => Arc::new(said),
+            Err(e) if e.kind() == ErrorKind::Damaged || e.is_media_error() => {
+                repo.table_of(pack)?.ok_or(e)?
+            }
+            Err(e) => return Err(e),
+        };
         let mut table = Table::new();
-        for (n, e) in footer.entries.iter().enumerate() {
-            let location = ChunkLocation::new(pack, footer.header.kind, n, e);
+        for (n, e) in said.entries.iter().enumerate() {
+            let location = ChunkLocation::new(pack, said.kind, n, e);
             table.entry(e.id).or_default().push(location);
         }
         let table = Arc::new(table);
@@ -398,22 +412,21 @@ fn tidy_reason(text: &str) -> String {
     out
 }
 
-/// Every pack a collection may look at: those of the index, and those in quarantine as a whole,
-/// which the index does not know.
-pub(crate) fn with_whole_packs(
+/// Every pack a collection may look at: those of the index, and those in quarantine that the index
+/// does not know, because they do not say what they hold.
+pub(crate) fn with_bad_packs(
     repo: &Inner,
     mut packs: Vec<(PackId, PackInfo)>,
 ) -> Result<Vec<(PackId, PackInfo)>> {
-    for id in repo.quarantine().whole_packs() {
+    let known: HashSet<PackId> = packs.iter().map(|(id, _)| *id).collect();
+    for id in repo.quarantine().packs().into_iter().filter(|id| !known.contains(id)) {
         let len = match repo.storage().size(ObjectKey::Pack(id)) {
             Ok(len) => len,
             Err(e) if e.kind() == ErrorKind::NotFound => continue,
             Err(e) => return Err(e),
         };
         let info = PackInfo { kind: PackKind::Data, chunks: 0, len, session: PointId::NONE };
-        if !packs.iter().any(|(known, _)| *known == id) {
-            packs.push((id, info));
-        }
+        packs.push((id, info));
     }
     Ok(packs)
 }

@@ -208,7 +208,7 @@ fn make_plan(
     repo.synchronise()?;
     // The packs first: whoever wrote one of these is either among the sessions that are listed
     // next, or over, and then its point is among the points listed after them.
-    let mut candidates = quarantine::with_whole_packs(repo, repo.index()?.packs())?;
+    let mut candidates = quarantine::with_bad_packs(repo, repo.index()?.packs())?;
     let mut spoken_for = Amount::default();
     candidates.retain(|(id, info)| {
         let free = !condemned.contains(id);

@@ -39,7 +39,7 @@ pub(super) fn sweep(
     let plan: Plan = record::get(repo, ObjectKey::GcPlan(generation)).map_err(cleared_away)?;
     // A node that is new here does not know the packs yet that it is to tell the sizes of.
     repo.synchronise()?;
-    let packs = quarantine::with_whole_packs(repo, repo.index()?.packs())?;
+    let packs = quarantine::with_bad_packs(repo, repo.index()?.packs())?;
     let packs: BTreeMap<PackId, PackInfo> = packs.into_iter().collect();
     let verdict = match record::get::<Verdict>(repo, ObjectKey::GcVerdict(generation)) {
         Ok(verdict) => verdict,
@@ -207,7 +207,11 @@ fn agrees(
         Ok(footer) => footer,
         // Gone already: by a collector that died before it wrote the end.
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(true),
-        Err(_) if repo.quarantine().is_whole(pack) && marks.missing().is_empty() => {
+        Err(e)
+            if (e.kind() == ErrorKind::Damaged || e.is_media_error())
+                && repo.quarantine().has(pack)
+                && marks.missing().is_empty() =>
+        {
             return Ok(true);
         }
         Err(error) => {

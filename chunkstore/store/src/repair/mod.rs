@@ -206,7 +206,7 @@ fn check_new_packs(
         if info.session != session {
             continue;
         }
-        if let Verdict::Bad { chunks, reason } =
+        if let Verdict::Bad { chunks, reason, .. } =
             check_pack(inner, pack, Level::Full, &mut decoder)?.verdict
         {
             for (id, why) in chunks.unwrap_or_default() {

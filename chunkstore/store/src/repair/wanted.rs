@@ -21,7 +21,7 @@ const PLACES_MAX: usize = 4;
 /// A chunk that no copy is left of, at some of the places that need it. Never empty.
 pub(super) type Places = Vec<WantedChunk>;
 
-/// Walks all trees for chunks that no copy is left of, leaving out those in `tried`. What hangs
+/// Walks all trees for chunks that no copy is left of but in quarantine, leaving out those in `tried`. What hangs
 /// below a lost node is found once the node is healed.
 pub(super) fn collect(
     inner: &Inner,
@@ -32,7 +32,7 @@ pub(super) fn collect(
     progress: &dyn Progress,
 ) -> Result<HashMap<ChunkId, Places>> {
     let mut wanted: HashMap<ChunkId, Places> = HashMap::new();
-    let mut walker = Walker::new(inner, bad, healed);
+    let mut walker = Walker::new(inner, bad, healed).without_quarantined();
     for point in points {
         for disk in &point.disks {
             stopped(progress)?;

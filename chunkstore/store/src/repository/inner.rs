@@ -28,6 +28,7 @@ use super::damage::NotedDamage;
 use super::exchange::Pending;
 use super::rounds::Search;
 use super::source::Source;
+use super::tables::Tables;
 use super::{Hold, OpenOptions};
 
 /// Ranges waiting to be fetched ahead; beyond it readers fetch for themselves.
@@ -49,6 +50,7 @@ pub(crate) struct Inner {
     summaries: Arc<MemorySummaries>,
     index: Mutex<Option<Arc<dyn ChunkIndex>>>,
     adopter: Arc<Adopter>,
+    tables: Tables,
     pending: Pending,
     nodes: NodeCache,
     chunks: ChunkCache,
@@ -92,6 +94,7 @@ impl Inner {
             index: Mutex::new(None),
             adopter: Arc::new(Adopter::new(source, options.background)),
             pending: Pending::default(),
+            tables: Tables::default(),
             nodes: NodeCache::new(),
             points: Cache::new(POINTS_MAX),
             damage: NotedDamage::default(),
@@ -268,6 +271,11 @@ impl Inner {
     /// Whether a chunk is known to be bad in a pack.
     pub(crate) fn excludes(&self, pack: PackId, id: &ChunkId) -> bool {
         self.adopter.excludes(pack, id)
+    }
+
+    /// What index objects say of packs that do not say it themselves.
+    pub(super) fn tables(&self) -> &Tables {
+        &self.tables
     }
 
     /// What is known of bad copies of chunks.

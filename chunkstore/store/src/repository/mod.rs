@@ -13,6 +13,7 @@ mod removal;
 mod rounds;
 mod slots;
 mod source;
+mod tables;
 
 use std::path::PathBuf;
 use std::sync::Arc;

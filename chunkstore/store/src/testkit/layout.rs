@@ -1,5 +1,6 @@
 //! Which bytes of which packs a disk needs: for tests that damage some, and must know what is lost.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use backstay_format::node::chunks_below;
@@ -8,6 +9,7 @@ use backstay_format::point::DiskRecord;
 use backstay_format::{ChunkId, PackId};
 
 use crate::error::Result;
+use crate::key::{Folder, ObjectKey};
 use crate::pack::read_footer;
 use crate::read::node;
 use crate::repository::{Inner, Repository};
@@ -66,11 +68,26 @@ fn copies(inner: &Inner, id: ChunkId) -> Result<Vec<Copy>> {
     Ok(copies.into_iter().map(|l| (l.pack, range(l.offset, l.stored_len))).collect())
 }
 
-/// The bytes of a pack between its header and its table. A change outside makes all of the pack
-/// unreadable.
+/// The bytes of a pack between its header and its table. After a change outside, the pack does not
+/// say any more what it holds.
 pub fn body(repo: &Repository, pack: PackId) -> Result<Range<u64>> {
     let inner = repo.inner();
     let footer = read_footer(inner.storage(), inner.config().id, inner.keys(), pack)?;
     let end = footer.entries.iter().map(|e| u64::from(e.offset) + u64::from(e.stored_len)).max();
     Ok(header::LEN as u64..end.unwrap_or(header::LEN as u64))
+}
+
+/// The index objects that hold the table of each pack: with one of them the pack can be read when
+/// its own table is damaged.
+pub fn index_objects(repo: &Repository) -> Result<BTreeMap<PackId, Vec<ObjectKey>>> {
+    let inner = repo.inner();
+    let mut named: BTreeMap<PackId, Vec<ObjectKey>> = BTreeMap::new();
+    for key in inner.storage().list(Folder::Index)? {
+        let ObjectKey::Index(id) = key else { continue };
+        inner.each_table(id, &mut |t| {
+            named.entry(t.pack).or_default().push(key);
+            Ok(())
+        })?;
+    }
+    Ok(named)
 }

@@ -1,13 +1,15 @@
 //! One pack, read whole and taken apart.
 
+use std::collections::HashSet;
+
 use backstay_format::limits::{PACK_MAX, PARITY_MAX};
-use backstay_format::pack::PackEntry;
+use backstay_format::pack::{PackEntry, PackKind};
 use backstay_format::verified::Level;
 use backstay_format::{ChunkId, PackId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::ObjectKey;
-use crate::pack::{PackFooter, footer_of, read_footer, verify_pack_bytes};
+use crate::pack::{footer_of, read_footer, verify_pack_bytes};
 use crate::parity;
 use crate::quarantine::lost;
 use crate::repository::Inner;
@@ -42,6 +44,9 @@ pub(crate) enum Verdict {
         /// The bad chunks with the reason of each; nothing when the pack does not even say what it
         /// holds.
         chunks: Option<Vec<(ChunkId, String)>>,
+        /// Chunks that can be read only because an index object says where they are: they are to
+        /// be stored anew, and count as absent until they are.
+        at_risk: Vec<ChunkId>,
         /// How it was noticed.
         reason: String,
     },
@@ -124,18 +129,17 @@ fn check_bytes(
             let verdict = Verdict::Unsupported { reason: e.whole_story() };
             return Ok(Checked { verdict, read_bytes, ..Checked::default() });
         }
-        Err(e) => return Ok(unreadable(read_bytes, &e)),
+        Err(e) => {
+            let stored = |e: &PackEntry, out: &mut Vec<u8>| take_from(bytes, e, out);
+            return check_by_table(inner, pack, &e, read_bytes, &stored, decoder);
+        }
     };
     if sum.is_ok() && level == Level::Checksums {
         return Ok(Checked { verdict: Verdict::Whole, read_bytes, ..Checked::default() });
     }
-    let stored = |e: &PackEntry, out: &mut Vec<u8>| {
-        let start = e.offset as usize;
-        let stored = bytes.get(start..start + e.stored_len as usize);
-        out.extend_from_slice(stored.ok_or_else(cut_short)?);
-        Ok(())
-    };
-    let mut found = bad_chunks(inner, &footer, &stored, decoder)?;
+    let stored = |e: &PackEntry, out: &mut Vec<u8>| take_from(bytes, e, out);
+    let kind = footer.header.kind;
+    let mut found = bad_chunks(inner, pack, kind, &footer.entries, &stored, decoder)?;
     let chunks = footer.entries.len() as u64;
     let reason = match (&sum, found.first()) {
         (Ok(()), None) => {
@@ -149,37 +153,62 @@ fn check_bytes(
         }
         (_, Some((_, first))) => first.clone(),
     };
-    let verdict = Verdict::Bad { chunks: Some(found), reason };
+    let verdict = Verdict::Bad { chunks: Some(found), at_risk: Vec::new(), reason };
     Ok(Checked { verdict, read_bytes, chunks, parity: None })
 }
 
+/// A pack that does not say any more what it holds, for the reason `why`: an index object may.
+fn check_by_table(
+    inner: &Inner,
+    pack: PackId,
+    why: &Error,
+    read_bytes: u64,
+    stored: Stored<'_>,
+    decoder: &mut Decoder,
+) -> Result<Checked> {
+    let Some(table) = inner.table_of(pack)? else { return Ok(unreadable(read_bytes, why)) };
+    let found = bad_chunks(inner, pack, table.kind, &table.entries, stored, decoder)?;
+    let bad: HashSet<ChunkId> = found.iter().map(|(id, _)| *id).collect();
+    let at_risk = table.entries.iter().map(|e| e.id).filter(|id| !bad.contains(id)).collect();
+    let reason = format!("{}; an index object still says what it holds", why.whole_story());
+    let verdict = Verdict::Bad { chunks: Some(found), at_risk, reason };
+    Ok(Checked { verdict, read_bytes, chunks: table.entries.len() as u64, parity: None })
+}
+
 fn unreadable(read_bytes: u64, e: &Error) -> Checked {
-    let verdict = Verdict::Bad { chunks: None, reason: e.whole_story() };
+    let verdict = Verdict::Bad { chunks: None, at_risk: Vec::new(), reason: e.whole_story() };
     Checked { verdict, read_bytes, ..Checked::default() }
 }
 
-fn cut_short() -> Error {
-    Error::new(ErrorKind::Damaged, "the pack is cut short")
+fn take_from(bytes: &[u8], e: &PackEntry, out: &mut Vec<u8>) -> Result<()> {
+    let start = e.offset as usize;
+    let stored = bytes.get(start..start + e.stored_len as usize);
+    let cut = || Error::new(ErrorKind::Damaged, "the pack is cut short");
+    out.extend_from_slice(stored.ok_or_else(cut)?);
+    Ok(())
 }
 
 /// A pack on a medium that cannot read some of it: chunk by chunk, so that the rest is not lost
 /// with it.
 fn check_in_pieces(inner: &Inner, pack: PackId, decoder: &mut Decoder) -> Result<Checked> {
-    let footer = match read_footer(inner.storage(), inner.config().id, inner.keys(), pack) {
-        Ok(footer) => footer,
-        Err(e) if lost(&e) || e.is_media_error() => return Ok(unreadable(0, &e)),
-        Err(e) => return Err(e),
-    };
     let stored = |e: &PackEntry, out: &mut Vec<u8>| {
         out.resize(e.stored_len as usize, 0);
         inner.storage().read_at(ObjectKey::Pack(pack), u64::from(e.offset), out)
     };
-    let found = bad_chunks(inner, &footer, &stored, decoder)?;
+    let footer = match read_footer(inner.storage(), inner.config().id, inner.keys(), pack) {
+        Ok(footer) => footer,
+        Err(e) if lost(&e) || e.is_media_error() => {
+            return check_by_table(inner, pack, &e, 0, &stored, decoder);
+        }
+        Err(e) => return Err(e),
+    };
+    let kind = footer.header.kind;
+    let found = bad_chunks(inner, pack, kind, &footer.entries, &stored, decoder)?;
     let read_bytes = footer.len;
     let chunks = footer.entries.len() as u64;
     let reason = found.first().map_or("a part of it cannot be read", |(_, r)| r).to_owned();
     Ok(Checked {
-        verdict: Verdict::Bad { chunks: Some(found), reason },
+        verdict: Verdict::Bad { chunks: Some(found), at_risk: Vec::new(), reason },
         read_bytes,
         chunks,
         parity: None,
@@ -191,15 +220,16 @@ type Stored<'a> = &'a dyn Fn(&PackEntry, &mut Vec<u8>) -> Result<()>;
 
 fn bad_chunks(
     inner: &Inner,
-    footer: &PackFooter,
+    pack: PackId,
+    kind: PackKind,
+    entries: &[PackEntry],
     stored: Stored<'_>,
     decoder: &mut Decoder,
 ) -> Result<Vec<(ChunkId, String)>> {
-    let key = inner.keys().pack_key(footer.header.pack_id);
-    let kind = footer.header.kind;
+    let key = inner.keys().pack_key(pack);
     let (mut bytes, mut raw) = (Vec::new(), Vec::new());
     let mut found = Vec::new();
-    for e in &footer.entries {
+    for e in entries {
         bytes.clear();
         raw.resize(e.raw_len as usize, 0);
         let decoded = stored(e, &mut bytes)

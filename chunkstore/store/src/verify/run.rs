@@ -152,7 +152,9 @@ impl<'a> Run<'a> {
                 state.findings.add_text(DamageKind::Pack(pack), reason);
                 false
             }
-            Verdict::Bad { chunks, reason } => self.note_bad(state, pack, chunks, reason),
+            Verdict::Bad { chunks, at_risk, reason } => {
+                self.note_bad(state, pack, chunks, at_risk, reason)
+            }
         };
         state.report.packs += 1;
         let (time, level) = (self.inner.entropy().now(), self.options.level);
@@ -168,6 +170,7 @@ impl<'a> Run<'a> {
         state: &mut State,
         pack: PackId,
         chunks: Option<Vec<(ChunkId, String)>>,
+        at_risk: Vec<ChunkId>,
         reason: String,
     ) -> bool {
         let known = self.inner.quarantine();
@@ -184,9 +187,12 @@ impl<'a> Run<'a> {
                 fresh.push(id);
             }
         }
+        // They are no loss, only to be stored anew.
+        fresh.extend(at_risk.into_iter().filter(|id| !known.covers(pack, *id)));
         if fresh.is_empty() {
             return true;
         }
+        state.bad.add_at_risk(pack);
         state.findings.add_text(DamageKind::Pack(pack), reason.clone());
         state.new.push(NewBad { pack, chunks: Some(fresh), reason });
         false

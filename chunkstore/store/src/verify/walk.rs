@@ -21,7 +21,7 @@ use super::damage::{DamageKind, Findings};
 #[derive(Debug, Default)]
 pub(crate) struct BadCopies {
     chunks: HashMap<ChunkId, Vec<(PackId, String)>>,
-    /// Packs that some of these copies are in.
+    /// Packs that some of these copies are in, or that are to be superseded as a whole.
     packs: HashSet<PackId>,
     /// Packs that do not even say what they hold.
     whole: BTreeSet<PackId>,
@@ -36,6 +36,11 @@ impl BadCopies {
         if !known.iter().any(|(p, _)| *p == pack) {
             known.push((pack, format!("pack {pack}: {reason}")));
         }
+    }
+
+    /// A pack with chunks that can be read for the time being only.
+    pub(crate) fn add_at_risk(&mut self, pack: PackId) {
+        self.packs.insert(pack);
     }
 
     pub(crate) fn add_whole(&mut self, pack: PackId) {
@@ -119,6 +124,8 @@ pub(crate) struct Walker<'a> {
     seen: HashSet<ChunkId>,
     /// Data chunks looked up.
     pub(crate) chunks: u64,
+    /// A copy in quarantine that can be read after all counts.
+    quarantined_count: bool,
 }
 
 struct Place<'a> {
@@ -129,7 +136,19 @@ struct Place<'a> {
 
 impl<'a> Walker<'a> {
     pub(crate) fn new(inner: &'a Inner, bad: &'a BadCopies, healed: &'a Healed) -> Self {
-        Self { inner, bad, healed, seen: HashSet::new(), chunks: 0 }
+        Self { inner, bad, healed, seen: HashSet::new(), chunks: 0, quarantined_count: true }
+    }
+
+    /// What only a copy in quarantine is left of counts as lost, also if that can be read: as long
+    /// as it is there, and no longer.
+    pub(crate) fn without_quarantined(mut self) -> Self {
+        self.quarantined_count = false;
+        self
+    }
+
+    fn rescued(&self, id: ChunkId) -> Result<bool> {
+        let inner = self.inner;
+        Ok(self.quarantined_count && inner.quarantine().rescue(inner, id)?.is_some())
     }
 
     /// Walks one disk, from front to back; tells whether it is whole.
@@ -218,7 +237,7 @@ impl<'a> Walker<'a> {
             return Ok(None);
         }
         let Some(location) = location else {
-            if self.inner.quarantine().rescue(self.inner, id)?.is_some() {
+            if self.rescued(id)? {
                 return Ok(None);
             }
             let known = self.bad.any_reason(id).cloned();
@@ -236,7 +255,7 @@ impl<'a> Walker<'a> {
             Ok(()) => return Ok(None),
             Err(why) => why,
         };
-        if self.inner.quarantine().rescue(self.inner, id)?.is_some() {
+        if self.rescued(id)? {
             return Ok(None);
         }
         Ok(Some(known.cloned().or(why).unwrap_or_else(|| "it cannot be read".to_owned())))

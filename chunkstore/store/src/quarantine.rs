@@ -28,11 +28,15 @@ use crate::seal::Decoder;
 #[derive(Debug, Default)]
 pub(crate) struct Quarantine {
     state: RwLock<State>,
-    /// The table of the pack that was last asked for a chunk nobody else has.
-    table: Mutex<Option<(PackId, Arc<Table>)>>,
+    /// Tables of packs that were asked for chunks nobody else has; nothing for a pack that nobody
+    /// knows the content of.
+    tables: Mutex<HashMap<PackId, Option<Arc<Table>>>>,
 }
 
 type Table = HashMap<ChunkId, Vec<ChunkLocation>>;
+
+/// Tables kept: some 50 KiB each.
+const TABLES_MAX: usize = 256;
 
 #[derive(Debug, Default)]
 struct State {
@@ -276,12 +280,8 @@ impl Quarantine {
         repo: &Inner,
         id: ChunkId,
     ) -> Result<Option<(ChunkLocation, Vec<u8>)>> {
-        for pack in self.packs_of(id) {
-            let table = match self.table(repo, pack) {
-                Ok(table) => table,
-                Err(e) if lost(&e) || e.is_media_error() => continue,
-                Err(e) => return Err(e),
-            };
+        for pack in self.packs_of(id).into_iter().chain(self.whole_packs()) {
+            let Some(table) = self.table(repo, pack)? else { continue };
             for location in table.get(&id).into_iter().flatten() {
                 match read_copy(repo, id, location) {
                     Ok(bytes) => return Ok(Some((*location, bytes))),
@@ -293,13 +293,25 @@ impl Quarantine {
         Ok(None)
     }
 
-    fn table(&self, repo: &Inner, pack: PackId) -> Result<Arc<Table>> {
-        let mut slot = self.table.lock();
-        if let Some((known, table)) = &*slot
-            && *known == pack
-        {
-            return Ok(table.clone());
+    /// What a pack in quarantine holds, if it says so, or an index object does.
+    fn table(&self, repo: &Inner, pack: PackId) -> Result<Option<Arc<Table>>> {
+        let mut tables = self.tables.lock();
+        if let Some(known) = tables.get(&pack) {
+            return Ok(known.clone());
         }
+        let table = match self.read_table(repo, pack) {
+            Ok(table) => Some(Arc::new(table)),
+            Err(e) if lost(&e) || e.is_media_error() => None,
+            Err(e) => return Err(e),
+        };
+        if tables.len() >= TABLES_MAX {
+            tables.clear();
+        }
+        tables.insert(pack, table.clone());
+        Ok(table)
+    }
+
+    fn read_table(&self, repo: &Inner, pack: PackId) -> Result<Table> {
         let footer = read_footer(repo.storage(), repo.config().id, repo.keys(), pack);
         let said = match footer.map(PackFooter::into_table) {
             Ok(said) => Arc::new(said),
@@ -313,8 +325,6 @@ impl Quarantine {
             let location = ChunkLocation::new(pack, said.kind, n, e);
             table.entry(e.id).or_default().push(location);
         }
-        let table = Arc::new(table);
-        *slot = Some((pack, table.clone()));
         Ok(table)
     }
 }

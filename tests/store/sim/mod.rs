@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use backstay_store::testkit::SeededEntropy;
-use backstay_store::{Cause, CollectOptions, NoProgress, Repository, Storage};
+use backstay_store::{Cause, CollectOptions, NoProgress, RepairOptions, Repository, Storage};
 use jiff::SignedDuration;
 use parking_lot::Mutex;
 
@@ -118,6 +118,13 @@ fn finale(world: &World) -> Verdict {
             world.truth.lock().hold_ends(number, session.holds[0]);
         }
         node.fence_session(session.id, &cause).map_err(text)?;
+    }
+    if world.truth.lock().quarantined {
+        let options = &mut RepairOptions::default();
+        let report = node.repair(options, &NoProgress).map_err(text)?;
+        if !report.left.is_empty() {
+            return Err(format!("a repair with nobody beside it: {report:?}"));
+        }
     }
     settle(&node)?;
     world.truth.lock().check_all(&world.node()?)?;
@@ -232,7 +239,8 @@ fn no_interleaving_loses_an_acknowledged_point() {
     if let Some((seed, outcome)) = failures.first() {
         panic!("{}", tell(*seed, outcome));
     }
-    for event in [Event::Freed, Event::WriterFenced, Event::Resurrected, Event::Repacked] {
+    let events = [Event::Freed, Event::WriterFenced, Event::Resurrected, Event::Repacked];
+    for event in events.into_iter().chain([Event::Verify, Event::Quarantine, Event::Healed]) {
         assert!(counts.runs_with(event) * 100 >= count, "{event:?} happened in too few runs");
     }
 }

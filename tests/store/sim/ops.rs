@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
+use backstay_store::testkit::layout;
 use backstay_store::{
-    Cause, CheckOptions, ChunkIndex, CollectOptions, CollectReport, DamageKind, DiskRecord,
-    ErrorKind, NewPoint, NoProgress, ObjectKey, RecoveryPoint, SessionKind, WriteScratch,
-    WriteSession,
+    Cause, CheckOptions, ChunkIndex, CollectOptions, CollectReport, Damage, DamageKind, DiskRecord,
+    ErrorKind, Folder, NewPoint, NoProgress, ObjectKey, RecoveryPoint, RepairOptions, SessionKind,
+    Storage, VerifyOptions, WriteScratch, WriteSession,
 };
 use jiff::SignedDuration;
 
@@ -82,6 +83,9 @@ const OPERATIONS: &[Operation] = &[
     share(3, 0, 0, 4, |a, _| a.unpin()),
     share(3, 2, 2, 0, |a, _| a.fence()),
     share(2, 0, 0, 1, |a, _| a.check()),
+    share(2, 0, 0, 1, |a, _| a.verify()),
+    share(2, 1, 1, 1, |a, _| a.quarantine()),
+    share(2, 1, 1, 1, |a, _| a.repair()),
     share(2, 1, 1, 1, |a, _| a.reopen_counted()),
     share(2, 1, 1, 3, |a, _| a.jump_counted()),
     share(1, 1, 1, 1, |a, _| a.look_around()),
@@ -313,7 +317,8 @@ impl Actor<'_> {
         for (_, event) in done.iter().filter(|(happened, _)| *happened) {
             self.count(*event);
         }
-        if report.missing_chunks > 0 {
+        // What is left in quarantine only counts as missing, and stays.
+        if report.missing_chunks > 0 && !self.world.truth.lock().quarantined {
             return self.fail(format!("{} chunks are missing", report.missing_chunks));
         }
         if report.freed.packs > 0 { self.look_around() } else { Ok(()) }
@@ -459,8 +464,12 @@ impl Actor<'_> {
             self.count(Event::CheckOvertaken);
             return Ok(());
         };
-        for damage in &report.damage {
-            // What was collected while the check ran is no damage.
+        self.no_damage("check", &report.damage)
+    }
+
+    /// Nothing is damaged, but what was collected meanwhile.
+    fn no_damage(&mut self, what: &str, damage: &[Damage]) -> Done {
+        for damage in damage {
             let gone = match &damage.kind {
                 DamageKind::Pack(id) => !self.world.disk.has(ObjectKey::Pack(*id)),
                 DamageKind::Index(id) => !self.world.disk.has(ObjectKey::Index(*id)),
@@ -470,11 +479,68 @@ impl Actor<'_> {
                 }
             };
             if !gone {
-                return self.fail(format!("check: {:?}: {}", damage.kind, damage.reason));
+                return self.fail(format!("{what}: {:?}: {}", damage.kind, damage.reason));
             }
             self.count(Event::CheckOvertaken);
         }
         Ok(())
+    }
+
+    /// Reads packs, and writes down which.
+    fn verify(&mut self) -> Done {
+        self.count(Event::Verify);
+        let max_bytes = self.rng.pick(&[None, Some(1), Some(100_000)]).flatten();
+        let options = VerifyOptions { max_bytes, threads: 1, ..VerifyOptions::default() };
+        self.note(format!("verifies at most {max_bytes:?}"));
+        let verified = self.repo.verify(&options, &NoProgress);
+        let Some(report) = self.expect("verify", verified, &[ErrorKind::NotFound])? else {
+            return Ok(());
+        };
+        if report.quarantined_packs > 0 {
+            return self.fail(format!("verify: what is whole was found bad: {report:?}"));
+        }
+        self.no_damage("verify", &report.damage)
+    }
+
+    /// Puts chunks into quarantine that are whole, as a host with bad memory would.
+    fn quarantine(&mut self) -> Done {
+        let listed = self.world.disk.list(Folder::Packs);
+        let Some(packs) = self.expect("listing packs", listed, &[])? else { return Ok(()) };
+        let Some(ObjectKey::Pack(pack)) = self.rng.pick(&packs) else { return Ok(()) };
+        self.world.truth.lock().quarantined = true;
+        let chunks = if self.rng.chance(300) {
+            None
+        } else {
+            let chunks = layout::chunks(&self.repo, pack);
+            let Some(all) = self.expect("chunks", chunks, &[ErrorKind::NotFound])? else {
+                return Ok(());
+            };
+            Some(all.into_iter().filter(|_| self.rng.chance(500)).collect::<Vec<_>>())
+        };
+        let some = chunks.as_ref().is_none_or(|c| !c.is_empty());
+        if some {
+            self.count(Event::Quarantine);
+            self.note(format!("quarantines {pack}: {chunks:?}"));
+            let written = layout::quarantine(&self.repo, pack, chunks);
+            self.expect("quarantine", written, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Stores again what only copies in quarantine are left of.
+    fn repair(&mut self) -> Done {
+        self.count(Event::Repair);
+        let read_data = self.rng.chance(500);
+        let mut options = RepairOptions { read_data, ..RepairOptions::default() };
+        self.note("repairs".into());
+        let repaired = self.repo.repair(&mut options, &NoProgress);
+        let allowed = [ErrorKind::NotFound, SESSION[0], SESSION[1]];
+        let Some(report) = self.expect("repair", repaired, &allowed)? else { return Ok(()) };
+        if !report.healed.is_empty() {
+            self.count(Event::Healed);
+            self.note(format!("has healed {:?}", report.healed));
+        }
+        self.no_damage("repair", &report.left)
     }
 
     fn reopen_counted(&mut self) -> Done {

@@ -58,6 +58,8 @@ pub(crate) struct Truth {
     next_hold: u64,
     /// Somebody fences writers, or collects with so little patience that he does.
     pub(crate) fences: bool,
+    /// Somebody put whole chunks into quarantine.
+    pub(crate) quarantined: bool,
 }
 
 /// What went wrong, for people.
@@ -209,9 +211,9 @@ pub(crate) fn compare(node: &Repository, point: &RecoveryPoint, content: &Conten
 
 /// What nothing needs must be gone when all is removed and collected.
 pub(crate) fn nothing_left(storage: &dyn Storage) -> Verdict {
+    use Folder::{Packs, Parity, Pins, Quarantine, Removals, Sessions};
     use backstay_store::Folder;
-    for folder in [Folder::Packs, Folder::Sessions, Folder::Removals, Folder::Pins, Folder::Parity]
-    {
+    for folder in [Packs, Sessions, Removals, Pins, Parity, Quarantine] {
         let left = storage.list(folder).map_err(|e| e.to_string())?;
         if let Some(first) = left.first() {
             return Err(format!(

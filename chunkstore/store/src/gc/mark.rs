@@ -146,6 +146,16 @@ pub(super) fn mark(
     Ok(marker.marks)
 }
 
+/// Where a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    InPack,
+    /// Only in a copy that counts as absent.
+    InQuarantine,
+    /// It is gone, as nodes of a removed point may be.
+    Nowhere,
+}
+
 struct Marker<'a> {
     repo: &'a Inner,
     index: &'a dyn ChunkIndex,
@@ -180,7 +190,7 @@ impl Marker<'_> {
                     }
                     continue;
                 }
-                if !self.add_node(id, &mut own)? {
+                if self.add_node(id, &mut own)? == Found::Nowhere {
                     continue;
                 }
                 let here = node(self.repo, id, level)?;
@@ -198,19 +208,21 @@ impl Marker<'_> {
             return Ok((summary, true));
         }
         let mut summary = Summary::default();
-        if !self.add_node(root, &mut summary)? {
+        let found = self.add_node(root, &mut summary)?;
+        if found == Found::Nowhere {
             return Ok((summary, false));
         }
         let here = node(self.repo, root, level)?;
         let slots: Vec<ChunkId> = here.slots().iter().flatten().copied().collect();
-        let mut whole = true;
+        let mut whole = found == Found::InPack;
         if level == 0 {
             for (id, found) in slots.iter().zip(self.locate(&slots)?) {
                 match found {
                     Some(l) => summary.add(&l),
                     None => {
                         whole = false;
-                        if !self.removed {
+                        // Of a removed point some may be gone, but what is in quarantine must stay.
+                        if !self.removed || self.in_quarantine(*id)? {
                             self.marks.missing.insert(*id);
                         }
                     }
@@ -234,20 +246,32 @@ impl Marker<'_> {
         Ok((summary, whole))
     }
 
-    /// Adds a node; false if it is gone, as nodes of a removed point may be.
-    fn add_node(&mut self, id: ChunkId, summary: &mut Summary) -> Result<bool> {
+    /// Adds a node, and tells where it is.
+    fn add_node(&mut self, id: ChunkId, summary: &mut Summary) -> Result<Found> {
         match self.locate(&[id])?.pop().flatten() {
-            Some(location) => summary.add(&location),
+            Some(location) => {
+                summary.add(&location);
+                Ok(Found::InPack)
+            }
+            // Its pack stays as long as the node is nowhere else.
+            None if self.in_quarantine(id)? => {
+                self.marks.missing.insert(id);
+                Ok(Found::InQuarantine)
+            }
             None if self.removed => {
                 self.marks.gone.insert(id);
-                return Ok(false);
+                Ok(Found::Nowhere)
             }
             None => {
                 let text = format!("image-tree node {id} is in no pack of this repository");
-                return Err(Error::new(ErrorKind::Damaged, text));
+                Err(Error::new(ErrorKind::Damaged, text))
             }
         }
-        Ok(true)
+    }
+
+    /// Whether a chunk can be read from a copy that counts as absent.
+    fn in_quarantine(&self, id: ChunkId) -> Result<bool> {
+        Ok(self.repo.quarantine().rescue(self.repo, id)?.is_some())
     }
 
     fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<ChunkLocation>>> {

@@ -11,6 +11,7 @@ use backstay_format::{ChunkId, PackId};
 use crate::error::Result;
 use crate::key::{Folder, ObjectKey};
 use crate::pack::read_footer;
+use crate::quarantine::{self, NewBad};
 use crate::read::node;
 use crate::repository::{Inner, Repository};
 
@@ -66,6 +67,20 @@ fn copies(inner: &Inner, id: ChunkId) -> Result<Vec<Copy>> {
     let copies = inner.index()?.copies(id)?;
     let range = |offset: u32, len: u32| u64::from(offset)..u64::from(offset) + u64::from(len);
     Ok(copies.into_iter().map(|l| (l.pack, range(l.offset, l.stored_len))).collect())
+}
+
+/// The chunks of a pack, as it says itself.
+pub fn chunks(repo: &Repository, pack: PackId) -> Result<Vec<ChunkId>> {
+    let inner = repo.inner();
+    let footer = read_footer(inner.storage(), inner.config().id, inner.keys(), pack)?;
+    Ok(footer.entries.iter().map(|e| e.id).collect())
+}
+
+/// Puts chunks of a pack into quarantine, all of it for nothing: as if a host with bad memory had
+/// verified it.
+pub fn quarantine(repo: &Repository, pack: PackId, chunks: Option<Vec<ChunkId>>) -> Result<()> {
+    let found = NewBad { pack, chunks, reason: "bad memory".to_owned() };
+    quarantine::write(repo.inner(), &[found]).map(drop)
 }
 
 /// The bytes of a pack between its header and its table. After a change outside, the pack does not

@@ -93,6 +93,51 @@ pub(crate) fn a_base_stays_while_a_writer_builds_upon_it() {
     c.nodes.assert_whole(&point, &c.bytes);
 }
 
+/// G1: a collector that slept before it looked which collection is the newest does not plan one
+/// beside that: it would rely on what the other deletes.
+#[test]
+pub(crate) fn no_collection_is_planned_beside_another() {
+    let nodes = Nodes::new();
+    let bytes = noise(1, 12);
+    let first = back_up(&nodes.node(), &bytes);
+    let (sleeper, storage) = nodes.interrupted();
+    let (asleep, sleeps) = std::sync::mpsc::channel();
+    let (wake, wakes) = std::sync::mpsc::channel::<()>();
+    let mut looks = 0;
+    storage.before(
+        move |call| {
+            looks += u32::from(matches!(call, Call::List(Folder::Gc)));
+            looks == 2
+        },
+        move || {
+            asleep.send(()).unwrap();
+            wakes.recv().unwrap();
+        },
+    );
+    let thread = std::thread::spawn(move || sleeper.collect(&plain(), &NoProgress));
+    sleeps.recv().unwrap();
+    assert!(remove(&nodes.node(), first.id));
+    let (collector, storage) = nodes.interrupted();
+    let made = made();
+    let (slot, other, data) = (made.clone(), nodes.node(), bytes.clone());
+    // It has judged. A writer that knows the plan stores the chunks again.
+    storage.before(deletes_pack, move || {
+        let (point, new) = write(other.begin(None).unwrap(), &data).unwrap();
+        assert!(new > 0);
+        *slot.lock() = Some(point);
+        wake.send(()).unwrap();
+        let woken = thread.join().unwrap();
+        assert!(
+            woken.is_err_and(|e| e.kind() == ErrorKind::Busy),
+            "it leaves the work to the other"
+        );
+    });
+    collect(&collector);
+    storage.assert_done();
+    let point: RecoveryPoint = made.lock().take().unwrap();
+    nodes.assert_whole(&point, &bytes);
+}
+
 /// H1: who holds a point too late, when its packs are gone and only its record is left, has not
 /// asked yet, or was told so. That is no damage, and stops no collection.
 #[test]

@@ -42,6 +42,9 @@ fn who_notices(fault: Fault) -> Vec<Notices> {
         Fault::OvertakenIgnored => {
             ("a lost registration", orders::a_writer_whose_registration_was_lost_may_not_commit)
         }
+        Fault::PlansBesideAnother => {
+            ("one collection at a time", orders::no_collection_is_planned_beside_another)
+        }
         Fault::SecondJudge => ("the first verdict stands", orders::the_first_verdict_stands),
         Fault::StaleVerdictHeeded => {
             ("a verdict too late", orders::a_verdict_that_comes_too_late_is_not_heeded)

@@ -54,6 +54,8 @@ pub enum Fault {
     FailedPackIgnored,
     /// Sessions that look old by the clock are forgotten, not fenced: stale locks.
     OldSessionsForgotten,
+    /// A collection is planned while the one before it goes on (G1).
+    PlansBesideAnother,
     /// A second collector goes by its own judgement instead of the first verdict (G3).
     SecondJudge,
     /// A verdict is heeded although its collection was over long ago (G2).
@@ -128,6 +130,7 @@ impl Fault {
         Fault::PointBeforePacks,
         Fault::FailedPackIgnored,
         Fault::OldSessionsForgotten,
+        Fault::PlansBesideAnother,
         Fault::SecondJudge,
         Fault::StaleVerdictHeeded,
         Fault::EndBeforeDeletes,

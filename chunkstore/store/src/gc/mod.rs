@@ -202,6 +202,11 @@ fn make_plan(
     progress: &dyn Progress,
 ) -> Result<Option<Generation>> {
     let newest = session::newest(repo)?;
+    // Never beside one that goes on: its verdict stands, and what it deletes may be what this one
+    // would rely on.
+    if !newest.ended && !options.dry_run && !planted(Fault::PlansBesideAnother) {
+        return Err(overtaken());
+    }
     // Spoken for already: what the last collection could not delete yet, or on a dry run what one
     // that waits has condemned.
     let condemned = session::condemned(repo, newest).map_err(cleared_away)?;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use backstay_store::testkit::{Fault, plant};
 use parking_lot::Mutex;
 
-use crate::{conformance, damage, faults, gc, orders, peers, power, sim, support};
+use crate::{conformance, damage, faults, gc, orders, peers, power, repair, sim, support, verify};
 
 const FAULT: &str = "BACKSTAY_TEST_FAULT";
 
@@ -59,6 +59,15 @@ fn who_notices(fault: Fault) -> Vec<Notices> {
         Fault::DamagedNodeSkipped => {
             ("a damaged node", orders::nothing_is_collected_while_a_tree_cannot_be_read)
         }
+        Fault::QuarantineIgnored => (
+            "what is bad counts as absent",
+            verify::what_is_bad_counts_as_absent_on_every_node_and_the_next_backup_heals_it,
+        ),
+        Fault::BadPackDeleted => (
+            "a bad pack stays",
+            verify::a_pack_stays_while_a_repair_may_need_it_and_goes_afterwards,
+        ),
+        Fault::SourcesTrusted => ("a lying source", repair::a_source_that_lies_gets_nothing_in),
         Fault::LateHoldTakenForDamage => {
             ("a late hold", orders::a_hold_that_comes_too_late_stops_no_collection)
         }

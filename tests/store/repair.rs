@@ -248,7 +248,7 @@ impl ChunkSource for Liar {
 }
 
 #[test]
-fn a_source_that_lies_gets_nothing_in() {
+pub(crate) fn a_source_that_lies_gets_nothing_in() {
     let rig = rig();
     for pack in rig.packs() {
         rig.storage.tamper(pack, |b| b[64 + 70] ^= 4);

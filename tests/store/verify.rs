@@ -109,7 +109,7 @@ fn lost(report: &VerifyReport) -> Vec<(backstay_store::PointId, usize, usize)> {
 }
 
 #[test]
-fn what_is_bad_counts_as_absent_on_every_node_and_the_next_backup_heals_it() {
+pub(crate) fn what_is_bad_counts_as_absent_on_every_node_and_the_next_backup_heals_it() {
     let world = World::new();
     let (repo, other) = (world.node(), world.node());
     let a = noise(1, 40);
@@ -181,7 +181,7 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
 /// A pack that holds the only copy of a chunk, bad as it is, is never deleted; once the chunk is
 /// stored again, it goes, and the record of its damage with it.
 #[test]
-fn a_pack_stays_while_a_repair_may_need_it_and_goes_afterwards() {
+pub(crate) fn a_pack_stays_while_a_repair_may_need_it_and_goes_afterwards() {
     type Spoil = fn(&World, ObjectKey);
     // Of a bad table an index object knows the content: nothing is lost, but it must be stored anew.
     let ways: [(&str, bool, Spoil); 3] = [

@@ -66,6 +66,14 @@ pub enum Fault {
     FootersNotCompared,
     /// A point that cannot be read is left out, and the collection goes on.
     DamagedPointSkipped,
+    /// Records of damage change nothing: bad copies count as present.
+    QuarantineIgnored,
+    /// A pack is deleted although a chunk that is needed may only be in there, in quarantine.
+    BadPackDeleted,
+    /// What lies in quarantine and can be read counts as a chunk that is stored for good.
+    QuarantinedTakenForWhole,
+    /// A repair stores what a source offers, whatever its id.
+    SourcesTrusted,
     /// A hold that came too late, on a point whose packs are gone, stops all collections.
     LateHoldTakenForDamage,
     /// A tree node that cannot be read is left out, and the collection goes on.
@@ -137,6 +145,10 @@ impl Fault {
         Fault::FootersNotCompared,
         Fault::DamagedPointSkipped,
         Fault::DamagedNodeSkipped,
+        Fault::QuarantineIgnored,
+        Fault::BadPackDeleted,
+        Fault::QuarantinedTakenForWhole,
+        Fault::SourcesTrusted,
         Fault::LateHoldTakenForDamage,
         Fault::TwinsCountAsNone,
         Fault::DecodeNotChecked,

@@ -126,7 +126,9 @@ fn finale(world: &World) -> Verdict {
             return Err(format!("a repair with nobody beside it: {report:?}"));
         }
     }
-    settle(&node)?;
+    // A repair heals what is listed, not removed points that somebody holds.
+    let quarantined = world.truth.lock().quarantined;
+    settle(&node, quarantined)?;
     world.truth.lock().check_all(&world.node()?)?;
     for pin in node.pins().map_err(text)? {
         world.truth.lock().unpinning(pin.id);
@@ -137,12 +139,12 @@ fn finale(world: &World) -> Verdict {
     if !report.kept.is_empty() {
         return Err(format!("at the end {:?} are kept", report.kept));
     }
-    settle(&node)?;
+    settle(&node, false)?;
     truth::nothing_left(&*world.disk)
 }
 
 /// Collects until there is nothing to do: three times at most.
-fn settle(node: &Repository) -> Verdict {
+fn settle(node: &Repository, may_miss: bool) -> Verdict {
     let options = CollectOptions {
         stale_after: SignedDuration::from_hours(24 * 365 * 200),
         by: "the end".into(),
@@ -150,7 +152,8 @@ fn settle(node: &Repository) -> Verdict {
     };
     for _ in 0..3 {
         let report = node.collect(&options, &NoProgress).map_err(|e| format!("collect: {e}"))?;
-        if !report.waiting_for.is_empty() || report.missing_chunks > 0 {
+        let missing = report.missing_chunks > 0 && !may_miss;
+        if !report.waiting_for.is_empty() || missing {
             return Err(format!("a collection with nobody beside it: {report:?}"));
         }
         if report.freed.packs == 0 {
@@ -240,7 +243,8 @@ fn no_interleaving_loses_an_acknowledged_point() {
         panic!("{}", tell(*seed, outcome));
     }
     let events = [Event::Freed, Event::WriterFenced, Event::Resurrected, Event::Repacked];
-    for event in events.into_iter().chain([Event::Verify, Event::Quarantine, Event::Healed]) {
+    for event in events.into_iter().chain([Event::Verify, Event::Quarantine]) {
         assert!(counts.runs_with(event) * 100 >= count, "{event:?} happened in too few runs");
     }
+    assert!(counts.runs_with(Event::Healed) > 0, "no repair had anything to do");
 }

@@ -214,7 +214,8 @@ impl Marker<'_> {
         }
         let here = node(self.repo, root, level)?;
         let slots: Vec<ChunkId> = here.slots().iter().flatten().copied().collect();
-        let mut whole = found == Found::InPack;
+        let rescued_will_do = planted(Fault::QuarantinedTakenForWhole);
+        let mut whole = found == Found::InPack || rescued_will_do;
         if level == 0 {
             for (id, found) in slots.iter().zip(self.locate(&slots)?) {
                 match found {

@@ -182,7 +182,13 @@ pub(crate) fn collect(
             return Ok(report);
         }
     }
-    let Some(plan) = make_plan(repo, options, &mut report, progress)? else { return Ok(report) };
+    let Some(plan) = make_plan(repo, options, &mut report, progress)? else {
+        if !options.dry_run {
+            // What a collector left that died after its deletions.
+            quarantine::forget_gone(repo)?;
+        }
+        return Ok(report);
+    };
     let done = sweep::sweep(repo, plan, options, &mut report, progress)?;
     repo.storage().refill_reserve();
     quarantine::forget_gone(repo)?;

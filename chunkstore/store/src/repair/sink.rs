@@ -6,6 +6,7 @@ use backstay_format::node::Node;
 use backstay_format::pack::PackKind;
 
 use crate::error::Result;
+use crate::planted::{Fault, planted};
 use crate::repository::Inner;
 use crate::verify::Healed;
 
@@ -44,7 +45,8 @@ impl<'a> Sink<'a> {
         by: &str,
     ) -> Result<bool> {
         let kind = if level.is_some() { PackKind::Tree } else { PackKind::Data };
-        if self.inner.keys().chunk_id(kind, &bytes) != id {
+        let wrong = self.inner.keys().chunk_id(kind, &bytes) != id;
+        if wrong && !planted(Fault::SourcesTrusted) {
             return Ok(false);
         }
         let node = match level {

@@ -135,7 +135,12 @@ pub(crate) fn fence(repo: &Inner, id: PointId, by: &str, reason: &str) -> Result
         Fence { id, reason: reason.to_owned(), by: by.to_owned(), time: repo.entropy().now() };
     let committed = match record::put(repo, ObjectKey::Point(id), &fence) {
         Ok(()) => false,
-        Err(e) if e.kind() == ErrorKind::Exists => !is_fence(repo, id)?,
+        Err(e) if e.kind() == ErrorKind::Exists => match is_fence(repo, id) {
+            Ok(fence) => !fence,
+            // It was there a moment ago: committed, removed and buried since.
+            Err(e) if e.kind() == ErrorKind::NotFound => true,
+            Err(e) => return Err(e),
+        },
         Err(e) => return Err(e),
     };
     remove_records(repo, id)?;

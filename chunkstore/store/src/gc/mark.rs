@@ -3,17 +3,20 @@ use std::collections::{HashMap, HashSet};
 use backstay_format::{ChunkId, PackId};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::{ChunkIndex, ChunkLocation, PackSet};
+use crate::index::{ChunkLocation, PackSet};
 use crate::planted::{Fault, planted};
 use crate::progress::Progress;
 use crate::read::node;
 use crate::repository::Inner;
 
+use super::follow::Follower;
 use super::roots::Roots;
 use super::summary::{Summaries, Summary};
 
 /// Nodes taken from the stack at once.
 const NODES: usize = 256;
+/// Subtrees followed at once: a quarter of a million chunks, some fifty megabytes of memory.
+const SUBTREES: usize = 64;
 /// Subtrees up to this level are summed up: 4,096 chunks each, 256 MiB of disk at the default size.
 const SUMMED_LEVEL: u8 = 1;
 /// Summaries handed over at once.
@@ -108,11 +111,10 @@ pub(super) fn mark(
 ) -> Result<Marks> {
     let index = repo.index()?;
     let usable = index.packs().into_iter().map(|(id, _)| id).filter(|id| !avoid.contains(id));
+    let usable: HashSet<PackId> = usable.collect();
     let mut marker = Marker {
         repo,
-        index: &*index,
-        avoid,
-        usable: usable.collect(),
+        follower: Follower { repo, index: &*index, avoid, usable: &usable, known },
         known,
         removed: false,
         marks: Marks::default(),
@@ -148,10 +150,7 @@ pub(super) fn mark(
 
 struct Marker<'a> {
     repo: &'a Inner,
-    index: &'a dyn ChunkIndex,
-    avoid: &'a PackSet,
-    /// Packs that are present and not to be avoided.
-    usable: HashSet<PackId>,
+    follower: Follower<'a>,
     known: &'a dyn Summaries,
     /// The point that is followed is removed: what is gone of it is no damage.
     removed: bool,
@@ -166,6 +165,7 @@ impl Marker<'_> {
     /// Marks a subtree whose root stands at `level`.
     fn tree(&mut self, root: ChunkId, level: u8) -> Result<()> {
         let mut stack = vec![(root, level)];
+        let mut small = Vec::new();
         while !stack.is_empty() {
             let some = stack.split_off(stack.len().saturating_sub(NODES));
             let mut own = Summary::default();
@@ -174,9 +174,10 @@ impl Marker<'_> {
                     continue;
                 }
                 if level <= SUMMED_LEVEL {
-                    match self.summary(id, level) {
-                        Err(_) if planted(Fault::DamagedNodeSkipped) => {}
-                        summary => self.marks.apply(&summary?.0),
+                    // A disk has either one such root, or all of them at the same level.
+                    small.push(id);
+                    if small.len() >= SUBTREES {
+                        self.small(&std::mem::take(&mut small), level)?;
                     }
                     continue;
                 }
@@ -188,13 +189,40 @@ impl Marker<'_> {
             }
             self.marks.apply(&own);
         }
+        self.small(&small, level.min(SUMMED_LEVEL))
+    }
+
+    /// Marks small subtrees whose roots stand at `level`.
+    fn small(&mut self, roots: &[ChunkId], level: u8) -> Result<()> {
+        // One by one where a node may be gone, and where following all at once failed: that tells
+        // which subtree is amiss.
+        let followed = if self.removed { None } else { self.follower.follow(roots, level).ok() };
+        let followed = followed.unwrap_or_default();
+        self.remember(followed.fresh);
+        let mut summaries = followed.summaries.into_iter();
+        for root in roots {
+            if let Some(summary) = summaries.next().flatten() {
+                self.marks.apply(&summary);
+                continue;
+            }
+            match self.summary(*root, level) {
+                Err(_) if planted(Fault::DamagedNodeSkipped) => {}
+                summary => self.marks.apply(&summary?.0),
+            }
+        }
         Ok(())
+    }
+
+    fn remember(&mut self, fresh: Vec<(ChunkId, Summary)>) {
+        self.fresh.extend(fresh);
+        if self.fresh.len() >= SUMMARIES {
+            self.known.put(std::mem::take(&mut self.fresh));
+        }
     }
 
     /// Everything a small subtree needs, its root included; and whether it lacks nothing.
     fn summary(&mut self, root: ChunkId, level: u8) -> Result<(Summary, bool)> {
-        let holds = |s: &Summary| s.packs().all(|(pack, _)| self.usable.contains(pack));
-        if let Some(summary) = self.known.get(root).filter(holds) {
+        if let Some(summary) = self.follower.known(root) {
             return Ok((summary, true));
         }
         let mut summary = Summary::default();
@@ -205,7 +233,7 @@ impl Marker<'_> {
         let slots: Vec<ChunkId> = here.slots().iter().flatten().copied().collect();
         let mut whole = true;
         if level == 0 {
-            for (id, found) in slots.iter().zip(self.locate(&slots)?) {
+            for (id, found) in slots.iter().zip(self.follower.locate(&slots)?) {
                 match found {
                     Some(l) => summary.add(&l),
                     None => {
@@ -225,18 +253,15 @@ impl Marker<'_> {
         }
         summary.settle();
         // One that lacks something, or lies where it should not, is found anew the next time.
-        if whole && summary.packs().all(|(pack, _)| self.usable.contains(pack)) {
-            self.fresh.push((root, summary.clone()));
-            if self.fresh.len() >= SUMMARIES {
-                self.known.put(std::mem::take(&mut self.fresh));
-            }
+        if whole && summary.packs().all(|(pack, _)| self.follower.usable.contains(pack)) {
+            self.remember(vec![(root, summary.clone())]);
         }
         Ok((summary, whole))
     }
 
     /// Adds a node; false if it is gone, as nodes of a removed point may be.
     fn add_node(&mut self, id: ChunkId, summary: &mut Summary) -> Result<bool> {
-        match self.locate(&[id])?.pop().flatten() {
+        match self.follower.locate(&[id])?.pop().flatten() {
             Some(location) => summary.add(&location),
             None if self.removed => {
                 self.marks.gone.insert(id);
@@ -248,21 +273,5 @@ impl Marker<'_> {
             }
         }
         Ok(true)
-    }
-
-    fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<ChunkLocation>>> {
-        let mut found = Vec::new();
-        self.index.get_many(ids, self.avoid, &mut found)?;
-        // Only in a condemned pack: then that pack is needed.
-        let left: Vec<usize> = (0..ids.len()).filter(|&i| found[i].is_none()).collect();
-        if !left.is_empty() && !self.avoid.is_empty() {
-            let again: Vec<ChunkId> = left.iter().map(|&i| ids[i]).collect();
-            let mut second = Vec::new();
-            self.index.get_many(&again, &PackSet::new(), &mut second)?;
-            for (i, l) in left.into_iter().zip(second) {
-                found[i] = l;
-            }
-        }
-        Ok(found)
     }
 }

@@ -33,7 +33,12 @@ pub(crate) struct Run {
 
 impl Summary {
     pub(crate) fn add(&mut self, l: &ChunkLocation) {
-        self.packs.entry(l.pack).or_default().push(Run { start: l.number, len: 1 });
+        let runs = self.packs.entry(l.pack).or_default();
+        match runs.last_mut() {
+            // Chunks written one after the other mostly are needed so.
+            Some(last) if last.start + last.len == l.number => last.len += 1,
+            _ => runs.push(Run { start: l.number, len: 1 }),
+        }
     }
 
     pub(crate) fn extend(&mut self, other: &Summary) {

@@ -10,4 +10,4 @@ pub use image::ImageReader;
 
 pub(crate) use cache::ChunkCache;
 pub(crate) use fetch::{Wanted, fetch};
-pub(crate) use tree::{NodeCache, node, node_afresh};
+pub(crate) use tree::{NodeCache, node, node_afresh, nodes_afresh};

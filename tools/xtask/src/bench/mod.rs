@@ -5,6 +5,7 @@ mod image;
 mod measure;
 mod report;
 mod s3;
+mod size;
 mod store;
 mod tools;
 
@@ -32,6 +33,9 @@ enum What {
     /// Backup and restore of a mixed image through a distance, on a repository in a bucket, beside
     /// plain requests for the same bytes; and how many requests that takes
     S3(s3::Args),
+    /// How large a repository is after ten daily backups of a guest's disk, beside restic, borg and
+    /// rustic
+    Size(size::Args),
     /// Only write the mixed image
     Image {
         /// The file to write; what is there is replaced
@@ -53,6 +57,7 @@ pub(crate) fn run(house: &House, args: Args) -> Result<ExitCode> {
             s3::run(house, &s3::Args::beside_store(args.dir))
         }
         What::Changes(args) => changes::run(house, &args),
+        What::Size(args) => size::run(house, &args),
         What::S3(args) => s3::run(house, &args),
         What::Image { out, size_mib, seed } => {
             image::write(&out, size_mib, seed)?;

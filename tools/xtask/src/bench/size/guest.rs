@@ -84,11 +84,6 @@ impl Guest {
         Ok(guest)
     }
 
-    /// The image's file.
-    pub(super) fn image(&self) -> &Path {
-        &self.image
-    }
-
     /// So many bytes for each MiB of the disk.
     fn share(&self, bytes: u64) -> u64 {
         self.size_mib * bytes
@@ -343,4 +338,44 @@ fn walk(dir: &Path, found: &mut Vec<(String, u64)>) {
 fn hash(seed: u64, name: &str) -> u64 {
     let mix = |hash: u64, byte: u8| Random::new(hash ^ u64::from(byte)).below(u64::MAX);
     name.bytes().fold(seed, mix)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::Guest;
+    use crate::proc;
+
+    #[test]
+    fn the_same_seed_makes_the_same_days() {
+        if proc::find("mke2fs").is_none() || proc::find("debugfs").is_none() {
+            println!("SKIPPED the_same_seed_makes_the_same_days: e2fsprogs is not installed");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let days = |name: &str, seed| {
+            let image = dir.path().join(name);
+            // The same place each time: another would be another file.
+            let stage = dir.path().join("stage");
+            let mut guest = Guest::new(&image, &stage, 64, seed).expect("a guest");
+            let mut days = vec![fs::read(&image).expect("read")];
+            for _ in 0..3 {
+                guest.live().expect("a day");
+                days.push(fs::read(&image).expect("read"));
+            }
+            fs::remove_dir_all(&stage).expect("removed");
+            days
+        };
+        let first = days("a", 7);
+        assert!(first == days("b", 7), "the same seed made something else");
+        assert!(first != days("c", 8));
+        for pair in first.windows(2) {
+            let blocks = |day: &[u8], at: usize| day[at * 4096..][..4096].to_vec();
+            let changed =
+                (0..64 * 256).filter(|&at| blocks(&pair[0], at) != blocks(&pair[1], at)).count();
+            // Some of the disk changes, and most of it stays where it is.
+            assert!((64..4096).contains(&changed), "{changed} blocks changed");
+        }
+    }
 }

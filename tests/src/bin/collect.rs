@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use backstay_store::{
     Cause, ChunkIndex, ChunkSize, CollectOptions, CollectReport, Consistency, Encryption,
-    InitOptions, Location, NewPoint, NoProgress, OpenOptions, Origin, RecoveryPoint, Repository,
-    Secret, Unlock, WriteScratch,
+    ErrorKind, InitOptions, Location, NewPoint, NoProgress, OpenOptions, Origin, RecoveryPoint,
+    Repository, Secret, Unlock, WriteScratch,
 };
 
 const CHUNK: usize = 4096;
@@ -81,12 +81,14 @@ struct Disk {
     changed: Vec<usize>,
     round: u64,
     base: Option<RecoveryPoint>,
+    /// Points that could not build upon the one before.
+    distrusted: u64,
 }
 
 impl Disk {
     fn new(seed: u64, machine: &'static str, chunks: u64) -> Self {
         let chunks = vec![0; chunks as usize];
-        Self { seed, machine, chunks, changed: Vec::new(), round: 0, base: None }
+        Self { seed, machine, chunks, changed: Vec::new(), round: 0, base: None, distrusted: 0 }
     }
 
     fn fill(&self, index: usize, out: &mut [u8]) {
@@ -117,13 +119,21 @@ impl Disk {
     /// A point of the disk: all of it the first time, and then what changed.
     fn back_up(&mut self, repo: &Repository) -> Result<RecoveryPoint> {
         let mut session = repo.begin(self.base.as_ref())?;
-        if let Some(base) = &self.base {
-            session.trust_base(base, &NoProgress)?;
-        }
+        let trusted = match &self.base {
+            None => false,
+            Some(base) => match session.trust_base(base, &NoProgress) {
+                Ok(()) => true,
+                // What a collection deletes meanwhile is in doubt until it has ended; then all is
+                // written, as `backstay backup` does it.
+                Err(e) if e.kind() == ErrorKind::Damaged => false,
+                Err(e) => return Err(e.into()),
+            },
+        };
+        self.distrusted += u64::from(self.base.is_some() && !trusted);
         let image = session.image("disk0", "made", (self.chunks.len() * CHUNK) as u64);
         let mut scratch = WriteScratch::new()?;
         let mut data = vec![0u8; RUN * CHUNK];
-        if self.base.is_some() {
+        if trusted {
             let mut next = 0;
             for &at in &self.changed {
                 self.fill(at, &mut data[..CHUNK]);
@@ -372,14 +382,15 @@ fn beside(location: &Location, work: &Path, points: &[RecoveryPoint]) -> Result<
     Ok(format!(
         "{{\"collect_s\":{:.3},\"stored_bytes\":{},\"freed_bytes\":{},\"later_bytes\":{},\
          \"copied_bytes\":{},\"quiet_max_s\":{quiet_max:.4},\"quiet_median_s\":{quiet_median:.4},\
-         \"quiet_count\":{},\"max_s\":{max:.4},\"median_s\":{median:.4},\"count\":{}}}",
+         \"quiet_count\":{},\"max_s\":{max:.4},\"median_s\":{median:.4},\"count\":{},\"whole\":{}}}",
         cost.wall_s,
         report.stored.bytes,
         report.freed.bytes,
         report.later.bytes,
         report.copied_bytes,
         quiet.len(),
-        times.len()
+        times.len(),
+        small.distrusted
     ))
 }
 

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measured beside limits and peers, in one run, never from memory.
 
 mod changes;
+mod gc;
 mod image;
 mod measure;
 mod report;
@@ -33,6 +34,9 @@ enum What {
     /// Backup and restore of a mixed image through a distance, on a repository in a bucket, beside
     /// plain requests for the same bytes; and how many requests that takes
     S3(s3::Args),
+    /// How fast a collection marks, whether its cost follows the change and not the history, and
+    /// what backups beside it feel
+    Gc(gc::Args),
     /// How large a repository is after ten daily backups of a guest's disk, beside restic, borg and
     /// rustic
     Size(size::Args),
@@ -57,6 +61,7 @@ pub(crate) fn run(house: &House, args: Args) -> Result<ExitCode> {
             s3::run(house, &s3::Args::beside_store(args.dir))
         }
         What::Changes(args) => changes::run(house, &args),
+        What::Gc(args) => gc::run(house, &args),
         What::Size(args) => size::run(house, &args),
         What::S3(args) => s3::run(house, &args),
         What::Image { out, size_mib, seed } => {

@@ -82,6 +82,12 @@ impl Follower<'_> {
         self.known.get(root).filter(holds)
     }
 
+    /// The same of a group of disks.
+    pub(super) fn known_group(&self, key: ChunkId) -> Option<Summary> {
+        let holds = |s: &Summary| s.packs().all(|(pack, _)| self.usable.contains(pack));
+        self.known.get_group(key).filter(holds)
+    }
+
     /// What nodes of the lowest level need; nothing for one that refers to a chunk in no pack.
     fn chunks(&self, nodes: &[Node]) -> Result<Vec<Option<Summary>>> {
         let slots = |node: &Node| node.slots().iter().flatten().copied().collect::<Vec<_>>();

@@ -1,5 +1,7 @@
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
+use backstay_format::point::{DiskRecord, RecoveryPoint};
 use backstay_format::{ChunkId, PackId};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -21,6 +23,11 @@ const SUBTREES: usize = 64;
 const SUMMED_LEVEL: u8 = 1;
 /// Summaries handed over at once.
 const SUMMARIES: usize = 1024;
+/// Disks are summed up in groups of about so many; the border is drawn by what the disks hold, so
+/// that one more or one less changes one group.
+const GROUP: u8 = 8;
+/// The largest group.
+const GROUP_MAX: usize = 32;
 
 /// Which entries of which packs are needed: one bit an entry, so that a hundred million chunks take
 /// some twelve megabytes.
@@ -75,6 +82,34 @@ impl Marks {
         self.packs.get(&l.pack).is_some_and(|p| p.has(l.number))
     }
 
+    /// The same as a summary.
+    fn summary(&self) -> Summary {
+        let mut summary = Summary::default();
+        for (pack, marks) in &self.packs {
+            let words = marks.bits.iter().enumerate().filter(|(_, word)| **word != 0);
+            for (at, word) in words {
+                for bit in (0..64).filter(|bit| word >> bit & 1 == 1) {
+                    summary.add_entry(*pack, (at * 64 + bit) as u32);
+                }
+            }
+        }
+        summary
+    }
+
+    /// Takes over what other marks say.
+    fn join(&mut self, other: Marks) {
+        for (pack, marks) in other.packs {
+            let own = self.packs.entry(pack).or_default();
+            if own.bits.len() < marks.bits.len() {
+                own.bits.resize(marks.bits.len(), 0);
+            }
+            own.bits.iter_mut().zip(marks.bits).for_each(|(own, word)| *own |= word);
+        }
+        self.references += other.references;
+        self.missing.extend(other.missing);
+        self.gone.extend(other.gone);
+    }
+
     fn apply(&mut self, summary: &Summary) {
         for (pack, runs) in summary.packs() {
             let marks = self.packs.entry(*pack).or_default();
@@ -95,8 +130,8 @@ impl Marks {
 /// Marks everything that the points of `roots` need. Of several copies of a chunk one is marked, outside of
 /// `avoid` if there is one.
 ///
-/// A subtree is walked once, however many points share it, and one that `known` has a summary of
-/// is not followed at all. A node that cannot be read is an error: what hangs below it is not
+/// Disks are walked in groups. A group that `known` has a summary of costs one lookup; of the others
+/// each subtree is walked once, and one with a summary is not followed at all. A node that cannot be read is an error: what hangs below it is not
 /// known.
 ///
 /// A removed point is different in one thing: its chunks may be gone already, because who holds it
@@ -123,29 +158,65 @@ pub(super) fn mark(
     };
     progress.total("points", (roots.points.len() + roots.held.len()) as u64);
     // Those that are not removed first: nothing they need may count as seen before.
-    let points = roots.points.iter().map(|p| (p, false));
-    for (point, removed) in points.chain(roots.held.iter().map(|p| (p, true))) {
-        marker.removed = removed && !planted(Fault::LateHoldTakenForDamage);
-        if progress.cancelled() {
-            return Err(Error::new(ErrorKind::Aborted, "the collection was stopped"));
-        }
+    let mut groups = Vec::new();
+    for group in groups_of(&roots.points) {
+        marker.group(&group, progress)?;
+        groups.push(key_of(&group));
+    }
+    known.keep_groups(&groups);
+    marker.seen.clear();
+    marker.removed = !planted(Fault::LateHoldTakenForDamage);
+    for point in &roots.held {
         for disk in &point.disks {
-            let Some(root) = disk.root else { continue };
-            marker.tree(root, disk.levels.saturating_sub(1)).map_err(|e| {
-                e.context(format!(
-                    "disk {} of {} at {} cannot be followed, so nothing is deleted; repair the \
-                     point {} or remove it first",
-                    disk.name,
-                    point.machine,
-                    point.time,
-                    point.id.short()
-                ))
-            })?;
+            marker.disk(point, disk, progress)?;
         }
         progress.add("points", 1);
     }
     known.put(marker.fresh);
     Ok(marker.marks)
+}
+
+/// A disk of a point; the last of each point counts it.
+struct Member<'a> {
+    point: &'a RecoveryPoint,
+    disk: &'a DiskRecord,
+    counts: u64,
+}
+
+/// The disks of all points in groups.
+fn groups_of(points: &[Arc<RecoveryPoint>]) -> Vec<Vec<Member<'_>>> {
+    let mut groups: Vec<Vec<Member<'_>>> = vec![Vec::new()];
+    for point in points {
+        let last = point.disks.len().saturating_sub(1);
+        for (i, disk) in point.disks.iter().enumerate() {
+            let border = disk.root.is_some_and(|root| root.as_bytes()[0] % GROUP == 0);
+            if let Some(group) = groups.last_mut() {
+                group.push(Member { point, disk, counts: u64::from(i == last) });
+                if border || group.len() >= GROUP_MAX {
+                    groups.push(Vec::new());
+                }
+            }
+        }
+    }
+    groups.retain(|group| !group.is_empty());
+    groups
+}
+
+/// What a group's summary is remembered by: the same for the same trees.
+fn key_of(group: &[Member<'_>]) -> ChunkId {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"a group of disks");
+    for root in group.iter().filter_map(|member| member.disk.root) {
+        hasher.update(root.as_bytes());
+    }
+    ChunkId::from_bytes(*hasher.finalize().as_bytes())
+}
+
+fn check(progress: &dyn Progress) -> Result<()> {
+    if progress.cancelled() {
+        return Err(Error::new(ErrorKind::Aborted, "the collection was stopped"));
+    }
+    Ok(())
 }
 
 struct Marker<'a> {
@@ -155,13 +226,62 @@ struct Marker<'a> {
     /// The point that is followed is removed: what is gone of it is no damage.
     removed: bool,
     marks: Marks,
-    /// Nodes at and above the level of summaries that were followed.
+    /// Nodes at and above the level of summaries that were followed for this group.
     seen: HashSet<ChunkId>,
     /// Summaries made, to be remembered.
     fresh: Vec<(ChunkId, Summary)>,
 }
 
 impl Marker<'_> {
+    /// Marks what a group of disks needs: without a look at any of them if it is known.
+    fn group(&mut self, group: &[Member<'_>], progress: &dyn Progress) -> Result<()> {
+        let key = key_of(group);
+        if let Some(summary) = self.follower.known_group(key) {
+            self.marks.apply(&summary);
+            progress.add("points", group.iter().map(|member| member.counts).sum());
+            return check(progress);
+        }
+        // By itself: what it shares with the others is part of what it needs.
+        self.seen.clear();
+        let others = std::mem::take(&mut self.marks);
+        for member in group {
+            self.disk(member.point, member.disk, progress)?;
+            progress.add("points", member.counts);
+        }
+        // The next group may need them.
+        self.known.put(std::mem::take(&mut self.fresh));
+        let own = std::mem::replace(&mut self.marks, others);
+        if own.missing.is_empty() {
+            let summary = own.summary();
+            if summary.packs().all(|(pack, _)| self.follower.usable.contains(pack)) {
+                self.known.put_group(key, &summary);
+            }
+        }
+        self.marks.join(own);
+        Ok(())
+    }
+
+    /// Marks what a disk needs.
+    fn disk(
+        &mut self,
+        point: &RecoveryPoint,
+        disk: &DiskRecord,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        check(progress)?;
+        let Some(root) = disk.root else { return Ok(()) };
+        self.tree(root, disk.levels.saturating_sub(1)).map_err(|e| {
+            e.context(format!(
+                "disk {} of {} at {} cannot be followed, so nothing is deleted; repair the point \
+                 {} or remove it first",
+                disk.name,
+                point.machine,
+                point.time,
+                point.id.short()
+            ))
+        })
+    }
+
     /// Marks a subtree whose root stands at `level`.
     fn tree(&mut self, root: ChunkId, level: u8) -> Result<()> {
         let mut stack = vec![(root, level)];

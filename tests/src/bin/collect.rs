@@ -379,13 +379,15 @@ fn beside(location: &Location, work: &Path, points: &[RecoveryPoint]) -> Result<
     let (quiet_max, quiet_median) = longest_and_median(&quiet)?;
     let (max, median) = longest_and_median(&times)?;
     let (report, cost) = collected;
+    // What waited for the backups beside it to end goes now.
+    let freed = report.freed.bytes + collect(&repo, false)?.0.freed.bytes;
     Ok(format!(
         "{{\"collect_s\":{:.3},\"stored_bytes\":{},\"freed_bytes\":{},\"later_bytes\":{},\
          \"copied_bytes\":{},\"quiet_max_s\":{quiet_max:.4},\"quiet_median_s\":{quiet_median:.4},\
          \"quiet_count\":{},\"max_s\":{max:.4},\"median_s\":{median:.4},\"count\":{},\"whole\":{}}}",
         cost.wall_s,
         report.stored.bytes,
-        report.freed.bytes,
+        freed,
         report.later.bytes,
         report.copied_bytes,
         quiet.len(),

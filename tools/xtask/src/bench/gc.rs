@@ -160,12 +160,13 @@ fn beside(
     let mib = |name: &str| Ok::<_, anyhow::Error>(of(name)? / f64::from(1 << 20));
     let _ = writeln!(
         out,
-        "    it freed {:.0} MiB of {:.0} MiB (half of the points were removed), copied {:.0} MiB \
-         and left {:.0} MiB for later; {} backups beside it could not build upon the one before",
+        "    freed {:.0} MiB of {:.0} MiB (half of the points were removed), {:.0} MiB of them when the \
+         backups beside it were over; {:.0} MiB were copied; {} backups could not build upon the \
+         one before",
         mib("freed_bytes")?,
         mib("stored_bytes")?,
-        mib("copied_bytes")?,
         mib("later_bytes")?,
+        mib("copied_bytes")?,
         seen["whole"]
     );
     Ok(())

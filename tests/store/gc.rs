@@ -80,6 +80,35 @@ fn a_removed_point_is_gone_and_its_space_comes_back() {
 }
 
 #[test]
+fn a_large_disk_is_followed_whole_and_remembered() {
+    const CHUNKS: usize = 9000;
+    let world = World::new();
+    let image = noise(3, CHUNKS);
+    back_up(&world.node(), "web01", &image).unwrap();
+    // Leaves of 64 chunks, nodes of 64 leaves, a root.
+    let references = (CHUNKS + CHUNKS.div_ceil(64) + CHUNKS.div_ceil(64 * 64) + 1) as u64;
+    let node = world.node();
+    let dry = CollectOptions { dry_run: true, ..CollectOptions::default() };
+    for round in ["followed", "remembered"] {
+        let report = node.collect(&dry, &NoProgress).unwrap();
+        assert_eq!(report.references, references, "{round}");
+        assert_eq!((report.dead.packs, report.missing_chunks), (0, 0), "{round}");
+    }
+    // What one more point shares with it is remembered, and what is its own is followed.
+    let changed = [&noise(4, 1), &image[CHUNK..]].concat();
+    back_up(&node, "web01", &changed).unwrap();
+    let report = node.collect(&dry, &NoProgress).unwrap();
+    assert_eq!((report.dead.packs, report.missing_chunks), (0, 0));
+    // A pack that vanished is noticed all the same.
+    let gone = world.storage.list(Folder::Packs).unwrap()[0];
+    world.storage.delete(gone).unwrap();
+    for node in [&node, &world.node()] {
+        let told = node.collect(&dry, &NoProgress);
+        assert!(told.is_err() || told.is_ok_and(|r| r.missing_chunks > 0));
+    }
+}
+
+#[test]
 fn a_thin_pack_is_repacked_and_every_node_still_reads_it() {
     let world = World::new();
     let (repo, other) = (world.node(), world.node());

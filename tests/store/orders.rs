@@ -138,6 +138,37 @@ pub(crate) fn no_collection_is_planned_beside_another() {
     nodes.assert_whole(&point, &bytes);
 }
 
+/// A fence that comes when its session has committed, and the point was removed and buried: for
+/// whoever remembers the point, its name is taken again, and yet it is no point.
+#[test]
+pub(crate) fn a_fence_in_the_place_of_a_buried_point_is_no_point() {
+    let nodes = Nodes::new();
+    let bytes = noise(1, 12);
+    let session = nodes.node().begin(None).unwrap();
+    let id = session.id();
+    let (fencer, storage) = nodes.interrupted();
+    let (collector, others) = (nodes.node(), nodes.clone());
+    let rememberer = collector.clone();
+    storage.before(
+        move |call| matches!(call, Call::Put(ObjectKey::Point(_))),
+        move || {
+            let (point, _) = write(session, &bytes).unwrap();
+            assert_eq!(rememberer.points().unwrap().points, [point]);
+            assert!(remove(&others.node(), id));
+            assert!(collect(&others.node()).freed.packs > 0);
+        },
+    );
+    fencer.fence_session(id, &cause()).unwrap();
+    storage.assert_done();
+    let kept = noise(2, 12);
+    let point = back_up(&nodes.node(), &kept);
+    let dead = back_up(&nodes.node(), &noise(3, 12));
+    assert!(remove(&nodes.node(), dead.id));
+    let report = collect(&collector);
+    assert!(report.freed.packs > 0 && report.missing_chunks == 0, "{report:?}");
+    nodes.assert_whole(&point, &kept);
+}
+
 /// H1: who holds a point too late, when its packs are gone and only its record is left, has not
 /// asked yet, or was told so. That is no damage, and stops no collection.
 #[test]

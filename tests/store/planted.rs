@@ -68,6 +68,9 @@ fn who_notices(fault: Fault) -> Vec<Notices> {
             verify::a_pack_stays_while_a_repair_may_need_it_and_goes_afterwards,
         ),
         Fault::SourcesTrusted => ("a lying source", repair::a_source_that_lies_gets_nothing_in),
+        Fault::GonePointsFollowed => {
+            ("a late fence", orders::a_fence_in_the_place_of_a_buried_point_is_no_point)
+        }
         Fault::LateHoldTakenForDamage => {
             ("a late hold", orders::a_hold_that_comes_too_late_stops_no_collection)
         }

@@ -76,6 +76,8 @@ pub enum Fault {
     SourcesTrusted,
     /// A hold that came too late, on a point whose packs are gone, stops all collections.
     LateHoldTakenForDamage,
+    /// A point that a collector remembers is followed although it was buried meanwhile.
+    GonePointsFollowed,
     /// A tree node that cannot be read is left out, and the collection goes on.
     DamagedNodeSkipped,
     /// A chunk that stands twice in a pack counts as not being there.
@@ -144,6 +146,7 @@ impl Fault {
         Fault::EndBeforeDeletes,
         Fault::FootersNotCompared,
         Fault::DamagedPointSkipped,
+        Fault::GonePointsFollowed,
         Fault::DamagedNodeSkipped,
         Fault::QuarantineIgnored,
         Fault::BadPackDeleted,

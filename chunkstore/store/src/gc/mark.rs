@@ -1,23 +1,34 @@
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
+use backstay_format::point::{DiskRecord, RecoveryPoint};
 use backstay_format::{ChunkId, PackId};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::{ChunkIndex, ChunkLocation, PackSet};
+use crate::index::{ChunkLocation, PackSet};
 use crate::planted::{Fault, planted};
 use crate::progress::Progress;
 use crate::read::node;
-use crate::repository::Inner;
+use crate::repository::{Inner, is_gone};
 
+use super::follow::Follower;
+use super::is_missing;
 use super::roots::Roots;
 use super::summary::{Summaries, Summary};
 
 /// Nodes taken from the stack at once.
 const NODES: usize = 256;
+/// Subtrees followed at once: a quarter of a million chunks, some fifty megabytes of memory.
+const SUBTREES: usize = 64;
 /// Subtrees up to this level are summed up: 4,096 chunks each, 256 MiB of disk at the default size.
 const SUMMED_LEVEL: u8 = 1;
 /// Summaries handed over at once.
 const SUMMARIES: usize = 1024;
+/// Disks are summed up in groups of about so many; the border is drawn by what the disks hold, so
+/// that one more or one less changes one group.
+const GROUP: u8 = 8;
+/// The largest group.
+const GROUP_MAX: usize = 32;
 
 /// Which entries of which packs are needed: one bit an entry, so that a hundred million chunks take
 /// some twelve megabytes.
@@ -72,6 +83,34 @@ impl Marks {
         self.packs.get(&l.pack).is_some_and(|p| p.has(l.number))
     }
 
+    /// The same as a summary.
+    fn summary(&self) -> Summary {
+        let mut summary = Summary::default();
+        for (pack, marks) in &self.packs {
+            let words = marks.bits.iter().enumerate().filter(|(_, word)| **word != 0);
+            for (at, word) in words {
+                for bit in (0..64).filter(|bit| word >> bit & 1 == 1) {
+                    summary.add_entry(*pack, (at * 64 + bit) as u32);
+                }
+            }
+        }
+        summary
+    }
+
+    /// Takes over what other marks say.
+    fn join(&mut self, other: Marks) {
+        for (pack, marks) in other.packs {
+            let own = self.packs.entry(pack).or_default();
+            if own.bits.len() < marks.bits.len() {
+                own.bits.resize(marks.bits.len(), 0);
+            }
+            own.bits.iter_mut().zip(marks.bits).for_each(|(own, word)| *own |= word);
+        }
+        self.references += other.references;
+        self.missing.extend(other.missing);
+        self.gone.extend(other.gone);
+    }
+
     fn apply(&mut self, summary: &Summary) {
         for (pack, runs) in summary.packs() {
             let marks = self.packs.entry(*pack).or_default();
@@ -92,8 +131,8 @@ impl Marks {
 /// Marks everything that the points of `roots` need. Of several copies of a chunk one is marked, outside of
 /// `avoid` if there is one.
 ///
-/// A subtree is walked once, however many points share it, and one that `known` has a summary of
-/// is not followed at all. A node that cannot be read is an error: what hangs below it is not
+/// Disks are walked in groups. A group that `known` has a summary of costs one lookup; of the others
+/// each subtree is walked once, and one with a summary is not followed at all. A node that cannot be read is an error: what hangs below it is not
 /// known.
 ///
 /// A removed point is different in one thing: its chunks may be gone already, because who holds it
@@ -108,11 +147,10 @@ pub(super) fn mark(
 ) -> Result<Marks> {
     let index = repo.index()?;
     let usable = index.packs().into_iter().map(|(id, _)| id).filter(|id| !avoid.contains(id));
+    let usable: HashSet<PackId> = usable.collect();
     let mut marker = Marker {
         repo,
-        index: &*index,
-        avoid,
-        usable: usable.collect(),
+        follower: Follower { repo, index: &*index, avoid, usable: &usable, known },
         known,
         removed: false,
         marks: Marks::default(),
@@ -121,24 +159,17 @@ pub(super) fn mark(
     };
     progress.total("points", (roots.points.len() + roots.held.len()) as u64);
     // Those that are not removed first: nothing they need may count as seen before.
-    let points = roots.points.iter().map(|p| (p, false));
-    for (point, removed) in points.chain(roots.held.iter().map(|p| (p, true))) {
-        marker.removed = removed && !planted(Fault::LateHoldTakenForDamage);
-        if progress.cancelled() {
-            return Err(Error::new(ErrorKind::Aborted, "the collection was stopped"));
-        }
+    let mut groups = Vec::new();
+    for group in groups_of(&roots.points) {
+        marker.group(&group, progress)?;
+        groups.push(key_of(&group));
+    }
+    known.keep_groups(&groups);
+    marker.seen.clear();
+    marker.removed = !planted(Fault::LateHoldTakenForDamage);
+    for point in &roots.held {
         for disk in &point.disks {
-            let Some(root) = disk.root else { continue };
-            marker.tree(root, disk.levels.saturating_sub(1)).map_err(|e| {
-                e.context(format!(
-                    "disk {} of {} at {} cannot be followed, so nothing is deleted; repair the \
-                     point {} or remove it first",
-                    disk.name,
-                    point.machine,
-                    point.time,
-                    point.id.short()
-                ))
-            })?;
+            marker.disk(point, disk, progress)?;
         }
         progress.add("points", 1);
     }
@@ -156,26 +187,143 @@ enum Found {
     Nowhere,
 }
 
+/// A disk of a point; the last of each point counts it.
+struct Member<'a> {
+    point: &'a RecoveryPoint,
+    disk: &'a DiskRecord,
+    counts: u64,
+}
+
+/// The disks of all points in groups.
+fn groups_of(points: &[Arc<RecoveryPoint>]) -> Vec<Vec<Member<'_>>> {
+    let mut groups: Vec<Vec<Member<'_>>> = vec![Vec::new()];
+    for point in points {
+        let last = point.disks.len().saturating_sub(1);
+        for (i, disk) in point.disks.iter().enumerate() {
+            let border = disk.root.is_some_and(|root| root.as_bytes()[0] % GROUP == 0);
+            if let Some(group) = groups.last_mut() {
+                group.push(Member { point, disk, counts: u64::from(i == last) });
+                if border || group.len() >= GROUP_MAX {
+                    groups.push(Vec::new());
+                }
+            }
+        }
+    }
+    groups.retain(|group| !group.is_empty());
+    groups
+}
+
+/// What a group's summary is remembered by: the same for the same trees.
+fn key_of(group: &[Member<'_>]) -> ChunkId {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"a group of disks");
+    for root in group.iter().filter_map(|member| member.disk.root) {
+        hasher.update(root.as_bytes());
+    }
+    ChunkId::from_bytes(*hasher.finalize().as_bytes())
+}
+
+fn check(progress: &dyn Progress) -> Result<()> {
+    if progress.cancelled() {
+        return Err(Error::new(ErrorKind::Aborted, "the collection was stopped"));
+    }
+    Ok(())
+}
+
 struct Marker<'a> {
     repo: &'a Inner,
-    index: &'a dyn ChunkIndex,
-    avoid: &'a PackSet,
-    /// Packs that are present and not to be avoided.
-    usable: HashSet<PackId>,
+    follower: Follower<'a>,
     known: &'a dyn Summaries,
     /// The point that is followed is removed: what is gone of it is no damage.
     removed: bool,
     marks: Marks,
-    /// Nodes at and above the level of summaries that were followed.
+    /// Nodes at and above the level of summaries that were followed for this group.
     seen: HashSet<ChunkId>,
     /// Summaries made, to be remembered.
     fresh: Vec<(ChunkId, Summary)>,
 }
 
 impl Marker<'_> {
+    /// Marks what a group of disks needs: without a look at any of them if it is known.
+    fn group(&mut self, group: &[Member<'_>], progress: &dyn Progress) -> Result<()> {
+        let key = key_of(group);
+        if let Some(summary) = self.follower.known_group(key) {
+            self.marks.apply(&summary);
+            progress.add("points", group.iter().map(|member| member.counts).sum());
+            return check(progress);
+        }
+        let mut members: Vec<&Member<'_>> = group.iter().collect();
+        let own = loop {
+            // By itself: what it shares with the others is part of what it needs.
+            self.seen.clear();
+            let others = std::mem::take(&mut self.marks);
+            let done = members.iter().try_for_each(|m| self.disk(m.point, m.disk, progress));
+            // The next group may need them.
+            self.known.put(std::mem::take(&mut self.fresh));
+            let own = std::mem::replace(&mut self.marks, others);
+            let amiss = match &done {
+                Ok(()) => !own.missing.is_empty(),
+                Err(e) => is_missing(e),
+            };
+            if amiss && self.drop_gone(&mut members)? {
+                continue;
+            }
+            done?;
+            break own;
+        };
+        if own.missing.is_empty() && members.len() == group.len() {
+            let summary = own.summary();
+            if summary.packs().all(|(pack, _)| self.follower.usable.contains(pack)) {
+                self.known.put_group(key, &summary);
+            }
+        }
+        self.marks.join(own);
+        progress.add("points", group.iter().map(|member| member.counts).sum());
+        Ok(())
+    }
+
+    /// Leaves out disks of points that are not there any more: buried by another collector, and in
+    /// the place of one there may be a fence that came too late. Tells whether there were any.
+    fn drop_gone(&self, members: &mut Vec<&Member<'_>>) -> Result<bool> {
+        if planted(Fault::GonePointsFollowed) {
+            return Ok(false);
+        }
+        let before = members.len();
+        let mut left = Vec::with_capacity(before);
+        for &member in members.iter() {
+            if !is_gone(self.repo, member.point.id)? {
+                left.push(member);
+            }
+        }
+        *members = left;
+        Ok(members.len() < before)
+    }
+
+    /// Marks what a disk needs.
+    fn disk(
+        &mut self,
+        point: &RecoveryPoint,
+        disk: &DiskRecord,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        check(progress)?;
+        let Some(root) = disk.root else { return Ok(()) };
+        self.tree(root, disk.levels.saturating_sub(1)).map_err(|e| {
+            e.context(format!(
+                "disk {} of {} at {} cannot be followed, so nothing is deleted; repair the point \
+                 {} or remove it first",
+                disk.name,
+                point.machine,
+                point.time,
+                point.id.short()
+            ))
+        })
+    }
+
     /// Marks a subtree whose root stands at `level`.
     fn tree(&mut self, root: ChunkId, level: u8) -> Result<()> {
         let mut stack = vec![(root, level)];
+        let mut small = Vec::new();
         while !stack.is_empty() {
             let some = stack.split_off(stack.len().saturating_sub(NODES));
             let mut own = Summary::default();
@@ -184,9 +332,10 @@ impl Marker<'_> {
                     continue;
                 }
                 if level <= SUMMED_LEVEL {
-                    match self.summary(id, level) {
-                        Err(_) if planted(Fault::DamagedNodeSkipped) => {}
-                        summary => self.marks.apply(&summary?.0),
+                    // A disk has either one such root, or all of them at the same level.
+                    small.push(id);
+                    if small.len() >= SUBTREES {
+                        self.small(&std::mem::take(&mut small), level)?;
                     }
                     continue;
                 }
@@ -198,13 +347,40 @@ impl Marker<'_> {
             }
             self.marks.apply(&own);
         }
+        self.small(&small, level.min(SUMMED_LEVEL))
+    }
+
+    /// Marks small subtrees whose roots stand at `level`.
+    fn small(&mut self, roots: &[ChunkId], level: u8) -> Result<()> {
+        // One by one where a node may be gone, and where following all at once failed: that tells
+        // which subtree is amiss.
+        let followed = if self.removed { None } else { self.follower.follow(roots, level).ok() };
+        let followed = followed.unwrap_or_default();
+        self.remember(followed.fresh);
+        let mut summaries = followed.summaries.into_iter();
+        for root in roots {
+            if let Some(summary) = summaries.next().flatten() {
+                self.marks.apply(&summary);
+                continue;
+            }
+            match self.summary(*root, level) {
+                Err(_) if planted(Fault::DamagedNodeSkipped) => {}
+                summary => self.marks.apply(&summary?.0),
+            }
+        }
         Ok(())
+    }
+
+    fn remember(&mut self, fresh: Vec<(ChunkId, Summary)>) {
+        self.fresh.extend(fresh);
+        if self.fresh.len() >= SUMMARIES {
+            self.known.put(std::mem::take(&mut self.fresh));
+        }
     }
 
     /// Everything a small subtree needs, its root included; and whether it lacks nothing.
     fn summary(&mut self, root: ChunkId, level: u8) -> Result<(Summary, bool)> {
-        let holds = |s: &Summary| s.packs().all(|(pack, _)| self.usable.contains(pack));
-        if let Some(summary) = self.known.get(root).filter(holds) {
+        if let Some(summary) = self.follower.known(root) {
             return Ok((summary, true));
         }
         let mut summary = Summary::default();
@@ -217,7 +393,7 @@ impl Marker<'_> {
         let rescued_will_do = planted(Fault::QuarantinedTakenForWhole);
         let mut whole = found == Found::InPack || rescued_will_do;
         if level == 0 {
-            for (id, found) in slots.iter().zip(self.locate(&slots)?) {
+            for (id, found) in slots.iter().zip(self.follower.locate(&slots)?) {
                 match found {
                     Some(l) => summary.add(&l),
                     None => {
@@ -238,18 +414,15 @@ impl Marker<'_> {
         }
         summary.settle();
         // One that lacks something, or lies where it should not, is found anew the next time.
-        if whole && summary.packs().all(|(pack, _)| self.usable.contains(pack)) {
-            self.fresh.push((root, summary.clone()));
-            if self.fresh.len() >= SUMMARIES {
-                self.known.put(std::mem::take(&mut self.fresh));
-            }
+        if whole && summary.packs().all(|(pack, _)| self.follower.usable.contains(pack)) {
+            self.remember(vec![(root, summary.clone())]);
         }
         Ok((summary, whole))
     }
 
     /// Adds a node, and tells where it is.
     fn add_node(&mut self, id: ChunkId, summary: &mut Summary) -> Result<Found> {
-        match self.locate(&[id])?.pop().flatten() {
+        match self.follower.locate(&[id])?.pop().flatten() {
             Some(location) => {
                 summary.add(&location);
                 Ok(Found::InPack)
@@ -273,21 +446,5 @@ impl Marker<'_> {
     /// Whether a chunk can be read from a copy that counts as absent.
     fn in_quarantine(&self, id: ChunkId) -> Result<bool> {
         Ok(self.repo.quarantine().rescue(self.repo, id)?.is_some())
-    }
-
-    fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<ChunkLocation>>> {
-        let mut found = Vec::new();
-        self.index.get_many(ids, self.avoid, &mut found)?;
-        // Only in a condemned pack: then that pack is needed.
-        let left: Vec<usize> = (0..ids.len()).filter(|&i| found[i].is_none()).collect();
-        if !left.is_empty() && !self.avoid.is_empty() {
-            let again: Vec<ChunkId> = left.iter().map(|&i| ids[i]).collect();
-            let mut second = Vec::new();
-            self.index.get_many(&again, &PackSet::new(), &mut second)?;
-            for (i, l) in left.into_iter().zip(second) {
-                found[i] = l;
-            }
-        }
-        Ok(found)
     }
 }

@@ -8,6 +8,7 @@
 //! needed. They are deleted; the *end* says so. A collector that dies is continued by the next.
 
 mod decide;
+mod follow;
 mod mark;
 mod repack;
 mod roots;

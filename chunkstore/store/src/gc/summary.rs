@@ -8,7 +8,7 @@
 //! The store of summaries is derived, in the cache directory, and used by one collector at a time.
 //! Whoever finds it taken, or cannot open it, follows all references.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use backstay_format::{ChunkId, PackId};
@@ -33,7 +33,17 @@ pub(crate) struct Run {
 
 impl Summary {
     pub(crate) fn add(&mut self, l: &ChunkLocation) {
-        self.packs.entry(l.pack).or_default().push(Run { start: l.number, len: 1 });
+        self.add_entry(l.pack, l.number);
+    }
+
+    /// Adds entry `number` of a pack.
+    pub(crate) fn add_entry(&mut self, pack: PackId, number: u32) {
+        let runs = self.packs.entry(pack).or_default();
+        match runs.last_mut() {
+            // Chunks written one after the other mostly are needed so.
+            Some(last) if last.start + last.len == number => last.len += 1,
+            _ => runs.push(Run { start: number, len: 1 }),
+        }
     }
 
     pub(crate) fn extend(&mut self, other: &Summary) {
@@ -111,27 +121,56 @@ pub(crate) trait Summaries: Send + Sync + std::fmt::Debug {
     /// Remembers summaries. They may be forgotten at any time.
     fn put(&self, summaries: Vec<(ChunkId, Summary)>);
 
+    /// The summary of a group of disks, by a key that says which.
+    fn get_group(&self, key: ChunkId) -> Option<Summary>;
+
+    /// Remembers the summary of a group of disks.
+    fn put_group(&self, key: ChunkId, summary: &Summary);
+
+    /// Forgets all groups but these: others are of points that are no more.
+    fn keep_groups(&self, keys: &[ChunkId]);
+
     /// Forgets all if they were made under another `stamp`, and takes that stamp.
     fn stamp(&self, stamp: &[u8]);
 }
 
 /// Summaries in memory, for repositories whose index is there too.
 #[derive(Debug, Default)]
-pub(crate) struct MemorySummaries(Mutex<(Vec<u8>, HashMap<ChunkId, Summary>)>);
+pub(crate) struct MemorySummaries(Mutex<InMemory>);
+
+#[derive(Debug, Default)]
+struct InMemory {
+    stamp: Vec<u8>,
+    subtrees: HashMap<ChunkId, Summary>,
+    groups: HashMap<ChunkId, Summary>,
+}
 
 impl Summaries for MemorySummaries {
     fn get(&self, root: ChunkId) -> Option<Summary> {
-        self.0.lock().1.get(&root).cloned()
+        self.0.lock().subtrees.get(&root).cloned()
     }
 
     fn put(&self, summaries: Vec<(ChunkId, Summary)>) {
-        self.0.lock().1.extend(summaries);
+        self.0.lock().subtrees.extend(summaries);
+    }
+
+    fn get_group(&self, key: ChunkId) -> Option<Summary> {
+        self.0.lock().groups.get(&key).cloned()
+    }
+
+    fn put_group(&self, key: ChunkId, summary: &Summary) {
+        self.0.lock().groups.insert(key, summary.clone());
+    }
+
+    fn keep_groups(&self, keys: &[ChunkId]) {
+        let keys: HashSet<&ChunkId> = keys.iter().collect();
+        self.0.lock().groups.retain(|key, _| keys.contains(key));
     }
 
     fn stamp(&self, stamp: &[u8]) {
         let mut state = self.0.lock();
-        if state.0 != stamp {
-            *state = (stamp.to_vec(), HashMap::new());
+        if state.stamp != stamp {
+            *state = InMemory { stamp: stamp.to_vec(), ..InMemory::default() };
         }
     }
 }
@@ -147,6 +186,14 @@ impl std::fmt::Debug for RocksSummaries {
 
 /// The stamp's key: no id is that short.
 const STAMP: &[u8] = b"stamp";
+/// The key of the list of groups.
+const GROUPS: &[u8] = b"groups";
+
+/// A group's key: one byte longer than an id.
+fn group_key(key: &ChunkId) -> Vec<u8> {
+    [key.as_bytes().as_slice(), b"g"].concat()
+}
+
 /// Memory for blocks read.
 const CACHE_BYTES: usize = 16 << 20;
 
@@ -194,6 +241,33 @@ impl Summaries for RocksSummaries {
         }
     }
 
+    fn get_group(&self, key: ChunkId) -> Option<Summary> {
+        let found = self.0.get_pinned(group_key(&key)).ok()??;
+        Summary::decode(&found)
+    }
+
+    fn put_group(&self, key: ChunkId, summary: &Summary) {
+        if let Err(error) = self.0.put(group_key(&key), summary.encode()) {
+            tracing::warn!(%error, "the collector's memory cannot be written");
+        }
+    }
+
+    fn keep_groups(&self, keys: &[ChunkId]) {
+        let before = self.0.get_pinned(GROUPS).ok().flatten();
+        let now: HashSet<&[u8]> = keys.iter().map(|key| key.as_bytes().as_slice()).collect();
+        let mut batch = WriteBatch::default();
+        let before = before.iter().flat_map(|list| list.as_chunks::<{ ChunkId::LEN }>().0);
+        for key in before {
+            if !now.contains(key.as_slice()) {
+                batch.delete(group_key(&ChunkId::from_bytes(*key)));
+            }
+        }
+        batch.put(GROUPS, now.into_iter().collect::<Vec<_>>().concat());
+        if let Err(error) = self.0.write(batch) {
+            tracing::warn!(%error, "the collector's memory cannot be written");
+        }
+    }
+
     fn stamp(&self, stamp: &[u8]) {
         if matches!(self.0.get(STAMP), Ok(Some(found)) if found == stamp) {
             return;
@@ -233,6 +307,28 @@ mod tests {
             // Cut short it is nothing, or one whole pack less.
             let cut = Summary::decode(&bytes[..n]);
             assert!(cut.is_none_or(|c| c.packs.len() < s.packs.len()), "{n}");
+        }
+    }
+
+    #[test]
+    fn groups_are_kept_as_long_as_they_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let stores: [Box<dyn Summaries>; 2] = [
+            Box::new(MemorySummaries::default()),
+            Box::new(RocksSummaries::open(&dir.path().join("marks")).unwrap()),
+        ];
+        let (a, b) = (ChunkId::from_bytes([0xff; 32]), ChunkId::from_bytes([1; 32]));
+        for store in stores {
+            store.stamp(b"one");
+            store.put_group(a, &sample());
+            store.put_group(b, &sample());
+            store.keep_groups(&[a, b]);
+            assert_eq!((store.get_group(a), store.get_group(b)), (Some(sample()), Some(sample())));
+            assert_eq!(store.get(a), None, "a group is no subtree");
+            store.keep_groups(&[b]);
+            assert_eq!((store.get_group(a), store.get_group(b)), (None, Some(sample())));
+            store.stamp(b"two");
+            assert_eq!(store.get_group(b), None, "{store:?}");
         }
     }
 

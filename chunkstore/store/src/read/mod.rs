@@ -9,4 +9,4 @@ pub use fetch::ReadScratch;
 pub use image::ImageReader;
 
 pub(crate) use cache::ChunkCache;
-pub(crate) use tree::{NodeCache, node, node_afresh};
+pub(crate) use tree::{NodeCache, node, node_afresh, nodes_afresh};

@@ -62,6 +62,24 @@ pub(crate) fn bring_nodes(repo: &Inner, ids: &[ChunkId], level: u8) {
 }
 
 fn load_many(repo: &Inner, ids: &[ChunkId], level: u8) -> Result<()> {
+    for (id, node) in fetch_nodes(repo, ids, level)? {
+        repo.nodes().0.insert(id, Arc::new(node));
+    }
+    Ok(())
+}
+
+/// The nodes `ids`, which must stand at `level`, in the order asked and past the cache, with as few
+/// requests as their places allow. Any that cannot be had is an error.
+pub(crate) fn nodes_afresh(repo: &Inner, ids: &[ChunkId], level: u8) -> Result<Vec<Node>> {
+    let nodes = fetch_nodes(repo, ids, level)?;
+    if nodes.len() != ids.len() {
+        return Err(Error::new(ErrorKind::Damaged, "a node is missing, or has no possible length"));
+    }
+    Ok(nodes.into_iter().map(|(_, node)| node).collect())
+}
+
+/// Those of the nodes that the index knows with a possible length, in the order asked.
+fn fetch_nodes(repo: &Inner, ids: &[ChunkId], level: u8) -> Result<Vec<(ChunkId, Node)>> {
     let mut found = Vec::new();
     repo.index()?.get_many(ids, &PackSet::new(), &mut found)?;
     let len_of = |l: ChunkLocation| l.raw_len as usize;
@@ -75,12 +93,11 @@ fn load_many(repo: &Inner, ids: &[ChunkId], level: u8) -> Result<()> {
     let mut wanted: Vec<Wanted<'_>> =
         nodes.iter_mut().map(|(id, out)| Wanted { id: *id, out }).collect();
     fetch(repo, PackKind::Tree, &mut wanted, &mut ReadScratch::new()?)?;
-    for (id, bytes) in nodes {
+    let decode = |(id, bytes): (ChunkId, Vec<u8>)| {
         let node = Node::decode(&bytes, level);
-        let node = node.map_err(|e| Error::format(format!("image-tree node {id}"), e))?;
-        repo.nodes().0.insert(id, Arc::new(node));
-    }
-    Ok(())
+        Ok((id, node.map_err(|e| Error::format(format!("image-tree node {id}"), e))?))
+    };
+    nodes.into_iter().map(decode).collect()
 }
 
 fn load(repo: &Inner, id: ChunkId, level: u8) -> Result<Node> {

@@ -155,7 +155,10 @@ impl<'a> Merge<'a> {
                 _ => {}
             }
         }
-        Ok(missing.into_iter().collect())
+        // In order, so that the same happens each time.
+        let mut missing: Vec<PackId> = missing.into_iter().collect();
+        missing.sort();
+        Ok(missing)
     }
 
     /// An object stays: its packs need not stand in another.

@@ -545,6 +545,18 @@ pub(crate) fn load_point_cached(inner: &Inner, id: PointId) -> Result<Option<Arc
     Ok(point)
 }
 
+/// Whether a recovery point that was known is not there any more.
+pub(crate) fn is_gone(inner: &Inner, id: PointId) -> Result<bool> {
+    match load_point(inner, id) {
+        Ok(Some(_)) => return Ok(false),
+        Ok(None) => {}
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    inner.points().remove(&id);
+    Ok(true)
+}
+
 /// A point's record from the storage; nothing for a fence.
 fn load_point(inner: &Inner, id: PointId) -> Result<Option<Arc<RecoveryPoint>>> {
     let max = u64::from(POINT_PAYLOAD_MAX) + ENVELOPE_OVERHEAD;

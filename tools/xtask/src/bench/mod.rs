@@ -1,10 +1,12 @@
 //! `cargo xtask bench`: measured beside limits and peers, in one run, never from memory.
 
 mod changes;
+mod gc;
 mod image;
 mod measure;
 mod report;
 mod s3;
+mod size;
 mod store;
 mod tools;
 
@@ -32,6 +34,12 @@ enum What {
     /// Backup and restore of a mixed image through a distance, on a repository in a bucket, beside
     /// plain requests for the same bytes; and how many requests that takes
     S3(s3::Args),
+    /// How fast a collection marks, whether its cost follows the change and not the history, and
+    /// what backups beside it feel
+    Gc(gc::Args),
+    /// How large a repository is after ten daily backups of a guest's disk, beside restic, borg and
+    /// rustic
+    Size(size::Args),
     /// Only write the mixed image
     Image {
         /// The file to write; what is there is replaced
@@ -53,6 +61,8 @@ pub(crate) fn run(house: &House, args: Args) -> Result<ExitCode> {
             s3::run(house, &s3::Args::beside_store(args.dir))
         }
         What::Changes(args) => changes::run(house, &args),
+        What::Gc(args) => gc::run(house, &args),
+        What::Size(args) => size::run(house, &args),
         What::S3(args) => s3::run(house, &args),
         What::Image { out, size_mib, seed } => {
             image::write(&out, size_mib, seed)?;

@@ -59,7 +59,7 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn new(size_mib: u64, file_system: String, tools: &[Tool]) -> Report {
         let row = |tool: &Tool| Row {
-            name: tool.name.to_owned(),
+            name: tool.name.clone(),
             version: tool.version.clone(),
             ours: tool.is_ours(),
             ..Row::default()

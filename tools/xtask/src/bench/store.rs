@@ -80,7 +80,7 @@ pub(super) fn run(house: &House, args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn parse_peers(names: &[String]) -> Result<Vec<Peer>> {
+pub(super) fn parse_peers(names: &[String]) -> Result<Vec<Peer>> {
     let mut peers = Vec::new();
     for name in names.iter().filter(|name| !name.is_empty()) {
         match <Peer as clap::ValueEnum>::from_str(name, true) {
@@ -126,7 +126,7 @@ fn measure_limits(program: &Path, image: &Path) -> Result<Limits> {
 }
 
 fn measure_tool(tool: &Tool, work: &Path, image: &Path, row: &mut Row) -> Result<()> {
-    let dir = work.join(tool.name);
+    let dir = work.join(&tool.name);
     let out = dir.join("out");
     fs::create_dir_all(&out)?;
     let log = dir.join("log");
@@ -141,14 +141,14 @@ fn measure_tool(tool: &Tool, work: &Path, image: &Path, row: &mut Row) -> Result
     let now = std::time::SystemTime::now();
     fs::File::options().write(true).open(image)?.set_modified(now)?;
     row.again.push(run(&mut tool.backup(&dir, image, 2))?);
-    row.restore.push(run(&mut tool.restore(&dir, &out))?);
+    row.restore.push(run(&mut tool.restore(&dir, &out, 2))?);
     row.stored_bytes = size_below(&dir.join("repo"))?;
     same(image, &restored(&out)?)?;
     fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))
 }
 
 /// The one file below a directory, wherever the tool put it.
-fn restored(out: &Path) -> Result<PathBuf> {
+pub(super) fn restored(out: &Path) -> Result<PathBuf> {
     let text = proc::capture(proc::command("find").arg(out).args(["-type", "f"]))?;
     let mut files = text.lines();
     match (files.next(), files.next()) {
@@ -165,6 +165,6 @@ pub(super) fn size_below(dir: &Path) -> Result<u64> {
     number.parse().with_context(|| format!("du said {text}"))
 }
 
-fn same(a: &Path, b: &Path) -> Result<()> {
+pub(super) fn same(a: &Path, b: &Path) -> Result<()> {
     proc::output(proc::command("cmp").args([a, b])).map(drop).context("restored wrongly")
 }

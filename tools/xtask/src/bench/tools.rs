@@ -23,17 +23,35 @@ pub(super) enum Peer {
 /// A program that is measured.
 #[derive(Debug, Clone)]
 pub(super) struct Tool {
-    pub(super) name: &'static str,
+    pub(super) name: String,
     /// What it says of its version.
     pub(super) version: String,
     program: PathBuf,
     kind: Option<Peer>,
+    /// Size of the chunks of its repositories; nothing: as its users get it.
+    chunks: Option<String>,
 }
 
 impl Tool {
+    fn new(name: &str, program: PathBuf, kind: Option<Peer>) -> Tool {
+        Tool { name: name.to_owned(), version: String::new(), program, kind, chunks: None }
+    }
+
     /// The product, built in release.
     pub(super) fn ours(program: PathBuf) -> Result<Tool> {
-        Tool { name: "backstay", version: String::new(), program, kind: None }.with_version()
+        Tool::new("backstay", program, None).with_version()
+    }
+
+    /// The product with another size of chunks.
+    pub(super) fn with_chunks(&self, size: &str) -> Tool {
+        let name = format!("{} {size}", self.name);
+        Tool { name, chunks: Some(size.to_owned()), ..self.clone() }
+    }
+
+    /// One that only has a name.
+    #[cfg(test)]
+    pub(super) fn named(name: &str, ours: bool) -> Tool {
+        Tool::new(name, PathBuf::new(), (!ours).then_some(Peer::Restic))
     }
 
     /// A peer: installed as a Debian package, or built from the Rust registry into the cache.
@@ -45,7 +63,7 @@ impl Tool {
             Peer::Borg => ("borg", installed("borg")?),
             Peer::Rustic => ("rustic", rustic(house)?),
         };
-        Tool { name, version: String::new(), program, kind: Some(peer) }.with_version()
+        Tool::new(name, program, Some(peer)).with_version()
     }
 
     fn with_version(mut self) -> Result<Tool> {
@@ -102,7 +120,11 @@ impl Tool {
             Some(Peer::Restic | Peer::Rustic) => &["init"],
             Some(Peer::Borg) => &["init", "--encryption", "repokey"],
         };
-        proc::output(&mut self.command(dir, args)).map(drop)
+        let mut command = self.command(dir, args);
+        if let Some(size) = &self.chunks {
+            command.args(["--chunk-size", size]);
+        }
+        proc::output(&mut command).map(drop)
     }
 
     /// Backs the image up.
@@ -116,8 +138,8 @@ impl Tool {
         }
     }
 
-    /// Restores the newest backup into `out`, an empty directory.
-    pub(super) fn restore(&self, dir: &Path, out: &Path) -> Command {
+    /// Restores the newest backup, which has this number, into `out`, an empty directory.
+    pub(super) fn restore(&self, dir: &Path, out: &Path, number: usize) -> Command {
         let target = out.display().to_string();
         let file = out.join("image.raw").display().to_string();
         match self.kind {
@@ -125,7 +147,7 @@ impl Tool {
             Some(Peer::Restic) => self.command(dir, &["restore", "latest", "--target", &target]),
             Some(Peer::Rustic) => self.command(dir, &["restore", "latest", &target]),
             Some(Peer::Borg) => {
-                let mut command = self.command(dir, &["extract", "::backup-2"]);
+                let mut command = self.command(dir, &["extract", &format!("::backup-{number}")]);
                 command.current_dir(out);
                 command
             }

@@ -129,13 +129,11 @@ impl ChunkIndex for RocksIndex {
             out[i] = copies.into_iter().find(|l| !avoid.contains(&l.pack));
             out[i].is_none()
         });
-        if rest.is_empty() {
-            return Ok(());
-        }
         // In the order of the rows, so that neighbours share blocks.
         rest.sort_unstable_by_key(|&i| ids[i]);
         let view = self.view.read();
-        let mut rows = view.lookup()?;
+        let (Some(&first), Some(&last)) = (rest.first(), rest.last()) else { return Ok(()) };
+        let mut rows = view.lookup_many(rest.len(), &ids[first], &ids[last])?;
         for i in rest {
             view.copies_from(&mut rows, &ids[i], |location| {
                 let usable = !avoid.contains(&location.pack);

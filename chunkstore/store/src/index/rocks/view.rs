@@ -55,6 +55,39 @@ impl Identity {
     }
 }
 
+/// An iterator over rows, and how it gets to an id.
+pub(super) struct Lookup<'a> {
+    rows: DBRawIterator<'a>,
+    /// Rows to walk over before it seeks; if any, ids must come in ascending order.
+    steps: u32,
+    begun: bool,
+}
+
+/// Fewer lookups than these are not worth a look at how far they are apart.
+const WALK_LEAST: usize = 1024;
+/// Rows from one id to the next up to which walking is quicker than seeking.
+const ROWS_APART: f64 = 12.0;
+/// Rows after which walking is given up for one id.
+const STEPS_MAX: u32 = 64;
+
+impl Lookup<'_> {
+    /// Goes to the first row at or behind `id`.
+    fn advance(&mut self, id: &ChunkId) {
+        let id = id.as_bytes().as_slice();
+        if self.begun && self.steps > 0 {
+            for _ in 0..self.steps {
+                match self.rows.key() {
+                    Some(key) if key < id => self.rows.next(),
+                    // There, or behind all rows.
+                    _ => return,
+                }
+            }
+        }
+        self.begun = true;
+        self.rows.seek(id);
+    }
+}
+
 impl View {
     /// Opens the database, making it if need be. The caller holds the exclusive lock.
     pub(super) fn open(database: &Database, own_dir: &Path) -> Result<Self> {
@@ -108,21 +141,51 @@ impl View {
         self.db = update.db;
     }
 
-    /// An iterator for [`View::copies_from`].
-    pub(super) fn lookup(&self) -> Result<DBRawIterator<'_>> {
+    /// For [`View::copies_from`], one id at a time.
+    pub(super) fn lookup(&self) -> Result<Lookup<'_>> {
         let mut options = ReadOptions::default();
         options.set_prefix_same_as_start(true);
-        Ok(self.db.raw_iterator_cf_opt(&chunks(&self.db)?, options))
+        let rows = self.db.raw_iterator_cf_opt(&chunks(&self.db)?, options);
+        Ok(Lookup { rows, steps: 0, begun: false })
+    }
+
+    /// For [`View::copies_from`] with so many ids from `first` to `last`, in ascending order. Where
+    /// there are few rows between one and the next, it walks rather than seeks.
+    pub(super) fn lookup_many(
+        &self,
+        count: usize,
+        first: &ChunkId,
+        last: &ChunkId,
+    ) -> Result<Lookup<'_>> {
+        if count < WALK_LEAST {
+            return self.lookup();
+        }
+        let chunks = chunks(&self.db)?;
+        let rows = self.db.property_int_value_cf(&chunks, "rocksdb.estimate-num-keys");
+        let rows = rows.ok().flatten().unwrap_or(u64::MAX);
+        // Ids are hashes: rows are spread evenly.
+        let start = |id: &ChunkId| {
+            u64::from_be_bytes(id.as_bytes().first_chunk().copied().unwrap_or_default())
+        };
+        let share = start(last).saturating_sub(start(first)) as f64 / u64::MAX as f64;
+        if rows as f64 * share > count as f64 * ROWS_APART {
+            return self.lookup();
+        }
+        let mut options = ReadOptions::default();
+        options.set_total_order_seek(true);
+        let rows = self.db.raw_iterator_cf_opt(&chunks, options);
+        Ok(Lookup { rows, steps: STEPS_MAX, begun: false })
     }
 
     /// Present copies of a chunk, newest first, until `found` says that it is enough.
     pub(super) fn copies_from(
         &self,
-        rows: &mut DBRawIterator<'_>,
+        lookup: &mut Lookup<'_>,
         id: &ChunkId,
         mut found: impl FnMut(ChunkLocation) -> bool,
     ) -> Result<()> {
-        rows.seek(id.as_bytes());
+        lookup.advance(id);
+        let rows = &mut lookup.rows;
         while let Some((key, value)) = rows.item() {
             if !key.starts_with(id.as_bytes()) {
                 return Ok(());

@@ -28,8 +28,8 @@ use ops::Theme;
 use schedule::Rng;
 
 pub(crate) use schedule::Call;
-pub(crate) use truth::nothing_left;
 use truth::Verdict;
+pub(crate) use truth::nothing_left;
 
 /// What one run came to.
 pub(crate) struct Outcome {

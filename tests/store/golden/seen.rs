@@ -1,4 +1,5 @@
 //! What can be seen of a repository, as text: the same for its writer then and its readers now.
+//! Field by field: a field that a later program adds must not change the text.
 
 use std::fmt::Write as _;
 
@@ -48,21 +49,37 @@ pub(super) fn describe(repo: &Repository) -> String {
         writeln!(out, "pin {} {} {} '{by}' '{why}'", pin.id, pin.point, pin.time).unwrap();
     }
     for s in repo.sessions().unwrap() {
-        write!(out, "session {} {:?} epoch {} beat {}", s.id, s.kind, s.epoch, s.beat).unwrap();
-        writeln!(out, " '{}' {} holds {:?} {:?}", s.purpose, s.created, s.holds, s.owner).unwrap();
+        let holds: Vec<String> = s.holds.iter().map(ToString::to_string).collect();
+        let (o, holds) = (&s.owner, holds.join(" "));
+        writeln!(out, "session {} {:?} epoch {} beat {}", s.id, s.kind, s.epoch, s.beat).unwrap();
+        writeln!(out, "  '{}' {} holds {holds}", s.purpose, s.created).unwrap();
+        writeln!(out, "  {} '{}' {} {} {}", o.host, o.boot, o.pid, o.namespace, o.started).unwrap();
     }
-    writeln!(out, "collection {:?}", repo.last_collection().unwrap()).unwrap();
-    writeln!(out, "{:?}", repo.stats().unwrap()).unwrap();
+    if let Some(last) = repo.last_collection().unwrap() {
+        let time = |t: Option<jiff::Timestamp>| t.map_or("no".into(), |t| t.to_string());
+        let (planned, ended) = (time(last.planned), time(last.ended));
+        let (number, packs) = (last.generation, last.packs);
+        writeln!(out, "collection {number} planned {planned} ended {ended} packs {packs}").unwrap();
+    }
+    let stats = repo.stats().unwrap();
+    writeln!(out, "packs {} bytes {}", stats.packs, stats.stored_bytes).unwrap();
     out
 }
 
 fn describe_point(repo: &Repository, point: &RecoveryPoint, out: &mut String) {
     let parent = point.parent.map_or("none".into(), |id| id.to_string());
     writeln!(out, "point {} {} {} after {parent}", point.id, point.machine, point.time).unwrap();
-    writeln!(out, "  {:?} {:?} note {:?}", point.consistency, point.origin, point.note).unwrap();
-    writeln!(out, "  {:?} {:?}", point.stats, point.copied_from).unwrap();
+    let (o, s) = (&point.origin, &point.stats);
+    writeln!(out, "  {:?} by {} {}", point.consistency, o.host, o.tool).unwrap();
+    writeln!(out, "  note {:?}", point.note.as_deref().unwrap_or_default()).unwrap();
+    writeln!(out, "  read {} holes {}", s.read_bytes, s.hole_bytes).unwrap();
+    writeln!(out, "  new {} {} stored {}", s.new_chunks, s.new_bytes, s.stored_bytes).unwrap();
+    if let Some(first) = point.copied_from {
+        writeln!(out, "  copy of {} in {}", first.point, first.repository).unwrap();
+    }
     for (disk, line) in point.disks.iter().zip(point_disks(repo, point)) {
         writeln!(out, "  {line}").unwrap();
-        writeln!(out, "    '{}' levels {} root {:?}", disk.source, disk.levels, disk.root).unwrap();
+        let root = disk.root.map_or("none".into(), |id| id.to_string());
+        writeln!(out, "    '{}' levels {} root {root}", disk.source, disk.levels).unwrap();
     }
 }

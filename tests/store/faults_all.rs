@@ -29,7 +29,7 @@ struct Stage {
 /// What an operation that succeeded promised.
 enum Promise {
     Nothing,
-    Point(RecoveryPoint, Vec<u8>),
+    Point(Box<RecoveryPoint>, Vec<u8>),
     Removed(PointId),
     Pinned(PointId),
     Freed,
@@ -84,7 +84,7 @@ fn stage() -> Stage {
 fn backup(_: &Stage, node: &Repository) -> Result<Promise, Error> {
     let bytes = noise(9, 8);
     let (point, _) = write(node.begin(None)?, &bytes)?;
-    Ok(Promise::Point(point, bytes))
+    Ok(Promise::Point(Box::new(point), bytes))
 }
 
 fn backup_on_base(stage: &Stage, node: &Repository) -> Result<Promise, Error> {
@@ -92,7 +92,7 @@ fn backup_on_base(stage: &Stage, node: &Repository) -> Result<Promise, Error> {
     let mut session = node.begin(None)?;
     session.trust_base(&stage.kept, &NoProgress)?;
     let (point, _) = write(session, &bytes)?;
-    Ok(Promise::Point(point, bytes))
+    Ok(Promise::Point(Box::new(point), bytes))
 }
 
 fn beat(_: &Stage, node: &Repository) -> Result<Promise, Error> {

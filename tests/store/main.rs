@@ -15,6 +15,7 @@ mod faults;
 mod faults_all;
 mod full_disk;
 mod gc;
+mod golden;
 mod index;
 mod interrupt;
 mod keep;

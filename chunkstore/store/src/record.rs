@@ -18,6 +18,11 @@ pub(crate) fn put<R: Record>(repo: &Inner, key: ObjectKey, record: &R) -> Result
 pub(crate) fn encode<R: Record>(repo: &Inner, key: ObjectKey, record: &R) -> Result<Vec<u8>> {
     let invalid = |e| Error::format(format!("the {} cannot be written", R::WHAT), e);
     let payload = record.encode().map_err(invalid)?;
+    if payload.len() as u64 > u64::from(R::PAYLOAD_MAX) {
+        // Whoever reads would refuse it.
+        let text = format!("{key} would be {} bytes, and may be {}", payload.len(), R::PAYLOAD_MAX);
+        return Err(Error::new(ErrorKind::Invalid, text));
+    }
     seal(repo, key, R::MAGIC, payload).map_err(|e| e.context(format!("cannot write {key}")))
 }
 

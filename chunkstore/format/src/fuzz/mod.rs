@@ -5,12 +5,20 @@
 //! That it does not panic, hang or take much memory is watched by who runs it: `cargo xtask fuzz`
 //! with new bytes, a plain test with the corpus in `tests/fuzz/corpus`.
 //!
-//! To add one: write the function and its seeds, add a line to [`TARGETS`], and let the test write
-//! the seeds: `BACKSTAY_UPDATE_CORPUS=1 cargo nextest run -p backstay-format corpus`.
+//! To add one: write the function and its seeds (of a record, its `Sample`), add a line to
+//! [`TARGETS`], and let the test write the seeds: `BACKSTAY_UPDATE_CORPUS=1 cargo nextest run -p backstay-format corpus`.
 
 mod damage;
+mod index;
 mod objects;
 mod packs;
+mod records;
+
+use records::Sample;
+
+use crate::gc::{End, Plan, Verdict};
+use crate::removal::{Pin, Removal};
+use crate::session::{Fence, Session};
 
 /// One parser under test.
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +54,20 @@ pub const TARGETS: &[Target] = &[
     target("pack_header", packs::header, packs::header_seeds),
     target("pack_table", packs::table, packs::table_seeds),
     target("pack_trailer", packs::trailer, packs::trailer_seeds),
+    target("recovery_key", objects::recovery_key, objects::recovery_key_seeds),
+    target("index_object", index::run, index::seeds),
+    record::<Session>("session"),
+    record::<Fence>("fence"),
+    record::<Removal>("removal"),
+    record::<Pin>("pin"),
+    record::<Plan>("plan"),
+    record::<Verdict>("verdict"),
+    record::<End>("end"),
 ];
+
+const fn record<R: Sample>(name: &'static str) -> Target {
+    target(name, records::run::<R>, records::seeds::<R>)
+}
 
 const fn target(
     name: &'static str,

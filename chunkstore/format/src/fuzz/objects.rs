@@ -11,7 +11,10 @@ use crate::keyslot::{Argon2Cost, KeySlot, SlotKind};
 use crate::limits::{DISKS_MAX, NAME_MAX, NODE_LEVELS_MAX, SMALL_PAYLOAD_MAX};
 use crate::node::levels_of_disk;
 use crate::point::{Consistency, DiskRecord, Origin, PointStats, RecoveryPoint, check_name};
-use crate::{ChunkId, ChunkSize, PackId, PointId, RepoId, SlotId, magic};
+use crate::{
+    ChunkId, ChunkSize, IndexId, PackId, PinId, PointId, QuarantineId, RepoId, SlotId, VerifiedId,
+    magic, recovery,
+};
 
 const REPO: RepoId = RepoId::from_bytes([3; 16]);
 const TIME: &str = "2026-11-22T03:00:00Z";
@@ -181,6 +184,10 @@ pub(super) fn text(data: &[u8]) {
     id_text::<PointId>(text);
     id_text::<RepoId>(text);
     id_text::<SlotId>(text);
+    id_text::<PinId>(text);
+    id_text::<IndexId>(text);
+    id_text::<QuarantineId>(text);
+    id_text::<VerifiedId>(text);
     if check_name("machine", text).is_ok() {
         assert!((1..=NAME_MAX).contains(&text.len()));
         assert!(!text.contains(['/', '@', ':', '\\', '\0', '\n', '\u{1b}', '\u{202e}']));
@@ -195,5 +202,37 @@ pub(super) fn text_seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("point", point.into_bytes()),
         ("slot", SlotId::from_bytes([0xff; 8]).to_string().into_bytes()),
         ("name", "größe 2".as_bytes().to_vec()),
+    ]
+}
+
+/// What a person types as a recovery key.
+pub(super) fn recovery_key(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match recovery::decode(text) {
+        Ok(key) => {
+            assert!(recovery::resembles(text), "a key is like a key");
+            let again = recovery::decode(&recovery::encode(&key)).expect("what was read is a key");
+            assert_eq!(*again, *key);
+        }
+        Err(error) => {
+            let said = error.to_string();
+            assert!(said.len() < 500, "{} bytes of error", said.len());
+            let groups = text.split('-').filter(|g| g.len() == recovery::GROUP_LEN);
+            let mut secret = groups.filter(|g| g.bytes().all(|b| b.is_ascii_digit()));
+            assert!(!secret.any(|group| said.contains(group)), "it repeats what was typed");
+        }
+    }
+}
+
+pub(super) fn recovery_key_seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let text = recovery::encode(&std::array::from_fn(|n| n as u8 * 7));
+    let loose = format!(" {} ", text.to_lowercase().replace('-', " "));
+    let wrong = text.replacen('0', "1", 1);
+    vec![
+        ("zeros", recovery::encode(&[0; 32]).as_bytes().to_vec()),
+        ("usual", text.as_bytes().to_vec()),
+        ("loose", loose.into_bytes()),
+        ("wrong", wrong.into_bytes()),
+        ("short", text.as_bytes()[..70].to_vec()),
     ]
 }

@@ -76,6 +76,21 @@ pub fn chunks(repo: &Repository, pack: PackId) -> Result<Vec<ChunkId>> {
     Ok(footer.entries.iter().map(|e| e.id).collect())
 }
 
+/// By pack, the chunks that stand in another pack too.
+pub fn doubles(repo: &Repository) -> Result<BTreeMap<PackId, Vec<ChunkId>>> {
+    let inner = repo.inner();
+    inner.synchronise()?;
+    let mut doubles: BTreeMap<PackId, Vec<ChunkId>> = BTreeMap::new();
+    for (pack, _) in inner.index()?.packs() {
+        for id in chunks(repo, pack)? {
+            if inner.index()?.copies(id)?.len() > 1 {
+                doubles.entry(pack).or_default().push(id);
+            }
+        }
+    }
+    Ok(doubles)
+}
+
 /// Puts chunks of a pack into quarantine, all of it for nothing: as if a host with bad memory had
 /// verified it.
 pub fn quarantine(repo: &Repository, pack: PackId, chunks: Option<Vec<ChunkId>>) -> Result<()> {

@@ -59,21 +59,6 @@ fn who_notices(fault: Fault) -> Vec<Notices> {
         Fault::DamagedNodeSkipped => {
             ("a damaged node", orders::nothing_is_collected_while_a_tree_cannot_be_read)
         }
-        Fault::QuarantineIgnored => (
-            "what is bad counts as absent",
-            verify::what_is_bad_counts_as_absent_on_every_node_and_the_next_backup_heals_it,
-        ),
-        Fault::BadPackDeleted => (
-            "a bad pack stays",
-            verify::a_pack_stays_while_a_repair_may_need_it_and_goes_afterwards,
-        ),
-        Fault::SourcesTrusted => ("a lying source", repair::a_source_that_lies_gets_nothing_in),
-        Fault::GonePointsFollowed => {
-            ("a late fence", orders::a_fence_in_the_place_of_a_buried_point_is_no_point)
-        }
-        Fault::LateHoldTakenForDamage => {
-            ("a late hold", orders::a_hold_that_comes_too_late_stops_no_collection)
-        }
         Fault::TwinsCountAsNone => ("rustic 392", peers::rustic_392_a_chunk_twice_in_a_pack),
         Fault::ZerosForMissing => ("lost packs", damage::lost_cut_zeroed_and_swapped_packs),
         Fault::IdNotCompared => ("misdirected blocks", peers::misdirected_blocks_are_no_data),
@@ -100,6 +85,29 @@ fn who_notices(fault: Fault) -> Vec<Notices> {
             ("packs after registering", orders::packs_are_listed_after_the_registration)
         }
         Fault::RemovedBaseUsed => ("a removed base", orders::a_removed_base_is_not_used),
+        other => return who_notices_of_damage(other),
+    };
+    vec![Notices::Test(test.0, test.1)]
+}
+
+/// The same of mistakes with what is damaged, or only seems to be.
+fn who_notices_of_damage(fault: Fault) -> Vec<Notices> {
+    let test: (&'static str, fn()) = match fault {
+        Fault::QuarantineIgnored => (
+            "what is bad counts as absent",
+            verify::what_is_bad_counts_as_absent_on_every_node_and_the_next_backup_heals_it,
+        ),
+        Fault::BadPackDeleted => (
+            "a bad pack stays",
+            verify::a_pack_stays_while_a_repair_may_need_it_and_goes_afterwards,
+        ),
+        Fault::SourcesTrusted => ("a lying source", repair::a_source_that_lies_gets_nothing_in),
+        Fault::GonePointsFollowed => {
+            ("a late fence", orders::a_fence_in_the_place_of_a_buried_point_is_no_point)
+        }
+        Fault::LateHoldTakenForDamage => {
+            ("a late hold", orders::a_hold_that_comes_too_late_stops_no_collection)
+        }
         other => return simulator_or(other),
     };
     vec![Notices::Test(test.0, test.1)]

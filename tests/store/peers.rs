@@ -10,6 +10,10 @@
 //! - restic 3265 and 1289 (success though packs were not stored): `faults`.
 //! - restic 21820 (a report that leaves damage out): `damage`.
 //! - restic 1153, 3289, 3724 and 3464 (a full disk that nobody can clean up): `full_disk`.
+//! - kopia 2074 and Duplicati 6688 (a repair that says it is done while damage is left):
+//!   `repair::without_a_source_nothing_is_healed_and_the_report_says_what_is_left`.
+//! - borg 2444 (a repair that judged by a wrong index): `borg_4829_a_spoilt_index_is_not_believed`,
+//!   and `matrix`, where packs are judged by their own bytes.
 //! - borg 8535 (an index that interruptions left wrong): `index`, `kills`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -19,6 +19,8 @@ pub(crate) enum Event {
     Hold,
     ReadWhileRemoved,
     Restore,
+    Copy,
+    Copied,
     Collection,
     DryRun,
     Freed,

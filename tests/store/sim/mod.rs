@@ -5,6 +5,7 @@
 
 mod actor;
 mod content;
+mod copy;
 mod count;
 mod disk;
 mod ops;
@@ -243,7 +244,7 @@ fn no_interleaving_loses_an_acknowledged_point() {
         panic!("{}", tell(*seed, outcome));
     }
     let events = [Event::Freed, Event::WriterFenced, Event::Resurrected, Event::Repacked];
-    for event in events.into_iter().chain([Event::Verify, Event::Quarantine]) {
+    for event in events.into_iter().chain([Event::Verify, Event::Quarantine, Event::Copied]) {
         assert!(counts.runs_with(event) * 100 >= count, "{event:?} happened in too few runs");
     }
     assert!(counts.runs_with(Event::Healed) > 0, "no repair had anything to do");

@@ -84,6 +84,7 @@ const OPERATIONS: &[Operation] = &[
     share(3, 2, 2, 0, |a, _| a.fence()),
     share(2, 0, 0, 1, |a, _| a.check()),
     share(2, 0, 0, 1, |a, _| a.verify()),
+    share(2, 0, 0, 1, |a, _| a.copy()),
     share(2, 1, 1, 1, |a, _| a.quarantine()),
     share(2, 1, 1, 1, |a, _| a.repair()),
     share(2, 1, 1, 1, |a, _| a.reopen_counted()),

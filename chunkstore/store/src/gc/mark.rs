@@ -119,9 +119,7 @@ impl Marks {
                 if marks.bits.len() * 64 < end {
                     marks.bits.resize(end.div_ceil(64), 0);
                 }
-                for n in r.start as usize..end {
-                    marks.bits[n / 64] |= 1 << (n % 64);
-                }
+                set_bits(&mut marks.bits, r.start as usize, end);
                 self.references += u64::from(r.len);
             }
         }
@@ -185,6 +183,17 @@ enum Found {
     InQuarantine,
     /// It is gone, as nodes of a removed point may be.
     Nowhere,
+}
+
+/// Sets the bits from `start` up to `end`, a word at a time.
+fn set_bits(words: &mut [u64], start: usize, end: usize) {
+    let mut at = start;
+    while at < end {
+        let stop = end.min((at / 64 + 1) * 64);
+        let ones = u64::MAX >> (64 - (stop - at));
+        words[at / 64] |= ones << (at % 64);
+        at = stop;
+    }
 }
 
 /// A disk of a point; the last of each point counts it.
@@ -446,5 +455,22 @@ impl Marker<'_> {
     /// Whether a chunk can be read from a copy that counts as absent.
     fn in_quarantine(&self, id: ChunkId) -> Result<bool> {
         Ok(self.repo.quarantine().rescue(self.repo, id)?.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::set_bits;
+
+    #[test]
+    fn bits_are_set_as_one_by_one() {
+        for start in 0..140 {
+            for end in start..200 {
+                let (mut quick, mut plain) = ([0u64; 4], [0u64; 4]);
+                set_bits(&mut quick, start, end);
+                (start..end).for_each(|n| plain[n / 64] |= 1 << (n % 64));
+                assert_eq!(quick, plain, "{start}..{end}");
+            }
+        }
     }
 }

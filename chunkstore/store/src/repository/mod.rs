@@ -462,13 +462,12 @@ impl Repository {
         self.inner.synchronise()
     }
 
-    /// Counts packs, chunks and points.
+    /// Counts packs, chunks and points; of the points those that are not removed, damaged ones too.
     pub fn stats(&self) -> Result<RepoStats> {
         self.inner.synchronise()?;
-        let mut stats = RepoStats {
-            points: self.inner.storage().list(Folder::Points)?.len() as u64,
-            ..RepoStats::default()
-        };
+        let list = self.points()?;
+        let points = (list.points.len() + list.damaged.len()) as u64;
+        let mut stats = RepoStats { points, ..RepoStats::default() };
         for (_, info) in self.inner.index()?.packs() {
             stats.packs += 1;
             stats.chunks += u64::from(info.chunks);

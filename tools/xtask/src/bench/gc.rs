@@ -49,6 +49,14 @@ pub(super) struct Args {
     dir: Option<PathBuf>,
 }
 
+impl Args {
+    /// As `bench store` runs it.
+    pub(super) fn beside_store(dir: Option<PathBuf>) -> Self {
+        let (points, seed) = (vec![10, 100], super::image::DEFAULT_SEED);
+        Self { chunks: None, release_size: false, points, changed: 500, runs: 3, seed, dir }
+    }
+}
+
 /// The chore.
 pub(super) fn run(house: &House, args: &Args) -> Result<ExitCode> {
     let cargo = bootstrap::ready(house, Purpose::Build)?;

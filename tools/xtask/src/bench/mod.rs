@@ -4,6 +4,7 @@ mod changes;
 mod gc;
 mod image;
 mod measure;
+mod memory;
 mod report;
 mod s3;
 mod size;
@@ -27,7 +28,7 @@ pub(crate) struct Args {
 #[derive(Subcommand, Debug)]
 enum What {
     /// First backup, unchanged backup and restore of a mixed image, beside the limits of this
-    /// machine and beside restic, borg and rustic; then `changes`
+    /// machine and beside restic, borg and rustic; then `changes`, `s3`, `gc`, `size` and `memory`
     Store(store::Args),
     /// Backups of sparse disks of 1 and 10 TiB that are told what changed
     Changes(changes::Args),
@@ -40,6 +41,8 @@ enum What {
     /// How large a repository is after ten daily backups of a guest's disk, beside restic, borg and
     /// rustic
     Size(size::Args),
+    /// The chunk index under a memory limit, and what it would take with 100 million chunks
+    Memory(memory::Args),
     /// Only write the mixed image
     Image {
         /// The file to write; what is there is replaced
@@ -58,11 +61,16 @@ pub(crate) fn run(house: &House, args: Args) -> Result<ExitCode> {
     match args.what {
         What::Store(args) => {
             store::run(house, &args)?;
-            s3::run(house, &s3::Args::beside_store(args.dir))
+            let dir = args.dir;
+            s3::run(house, &s3::Args::beside_store(dir.clone()))?;
+            gc::run(house, &gc::Args::beside_store(dir.clone()))?;
+            size::run(house, &size::Args::beside_store(dir.clone()))?;
+            memory::run(house, &memory::Args::beside_store(dir))
         }
         What::Changes(args) => changes::run(house, &args),
         What::Gc(args) => gc::run(house, &args),
         What::Size(args) => size::run(house, &args),
+        What::Memory(args) => memory::run(house, &args),
         What::S3(args) => s3::run(house, &args),
         What::Image { out, size_mib, seed } => {
             image::write(&out, size_mib, seed)?;

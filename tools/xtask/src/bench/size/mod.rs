@@ -46,6 +46,15 @@ pub(super) struct Args {
     dir: Option<PathBuf>,
 }
 
+impl Args {
+    /// As `bench store` runs it.
+    pub(super) fn beside_store(dir: Option<PathBuf>) -> Self {
+        let peers = ["restic", "borg", "rustic"].map(str::to_owned).to_vec();
+        let seed = image::DEFAULT_SEED;
+        Self { size_mib: 2048, days: 10, seed, peers, chunk_sizes: Vec::new(), dir }
+    }
+}
+
 /// One program and what its repository held.
 struct Row {
     tool: Tool,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// How long a server may take until it answers: a loaded machine is slow.
-const START: Duration = Duration::from_secs(90);
+const START: Duration = Duration::from_secs(40);
 /// SeaweedFS listens so far above each of its ports as well.
 const GRPC_ABOVE: u16 = 10_000;
 
@@ -84,6 +84,8 @@ impl Kind {
                     command.arg(format!("-{name}={port}"));
                 }
                 command.arg(format!("-volume.port.public={}", ports[4]));
+                // These have fixed ports, so that two servers at once would be one too many.
+                command.args(["-s3.port.iceberg=0", "-s3.port.lance=0"]);
                 ports[3]
             }
         };

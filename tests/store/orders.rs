@@ -559,6 +559,35 @@ pub(crate) fn a_wrong_index_deletes_nothing() {
     nodes.assert_whole(&point, &bytes);
 }
 
+/// H1: of a removed point that is held, a node may be gone; but the index alone does not say so, for
+/// what hangs below it would go unmarked.
+#[test]
+pub(crate) fn a_wrong_index_takes_nothing_from_who_holds_a_removed_point() {
+    let nodes = Nodes::new();
+    let bytes = noise(1, 12);
+    let point = back_up(&nodes.node(), &bytes);
+    let reader = nodes.node();
+    // A removal asks who holds the point; this holder comes right after that.
+    let (remover, storage) = nodes.interrupted();
+    let made = made();
+    let (slot, holder, id) = (made.clone(), reader.clone(), point.id);
+    storage.before(puts_removal, move || {
+        *slot.lock() = Some(holder.hold(&[id], "a look").unwrap());
+    });
+    assert!(remove(&remover, id));
+    storage.assert_done();
+    let node = nodes.node();
+    node.refresh().unwrap();
+    let size = |p: &backstay_store::PackId| nodes.storage.size(ObjectKey::Pack(*p)).unwrap();
+    let tree = nodes.packs().into_iter().min_by_key(size).unwrap();
+    backstay_store::testkit::forget_chunks(&node, tree).unwrap();
+    let report = node.collect(&plain(), &NoProgress).unwrap();
+    assert_eq!(report.freed.packs, 0, "{report:?}");
+    assert!(read(&reader, &point.disks[0]).unwrap() == bytes);
+    drop(made.lock().take());
+    assert!(collect(&nodes.node()).freed.packs > 0);
+}
+
 /// What hangs below a node that cannot be read is not known, so nothing is deleted.
 #[test]
 pub(crate) fn nothing_is_collected_while_a_tree_cannot_be_read() {

@@ -102,6 +102,10 @@ fn who_notices_of_damage(fault: Fault) -> Vec<Notices> {
             verify::a_pack_stays_while_a_repair_may_need_it_and_goes_afterwards,
         ),
         Fault::SourcesTrusted => ("a lying source", repair::a_source_that_lies_gets_nothing_in),
+        Fault::GoneByIndexAlone => (
+            "a wrong index, and a reader",
+            orders::a_wrong_index_takes_nothing_from_who_holds_a_removed_point,
+        ),
         Fault::GonePointsFollowed => {
             ("a late fence", orders::a_fence_in_the_place_of_a_buried_point_is_no_point)
         }

@@ -76,6 +76,8 @@ pub enum Fault {
     SourcesTrusted,
     /// A hold that came too late, on a point whose packs are gone, stops all collections.
     LateHoldTakenForDamage,
+    /// Nodes of a held, removed point are gone when the index says so (H1).
+    GoneByIndexAlone,
     /// A point that a collector remembers is followed although it was buried meanwhile.
     GonePointsFollowed,
     /// A tree node that cannot be read is left out, and the collection goes on.
@@ -146,6 +148,7 @@ impl Fault {
         Fault::EndBeforeDeletes,
         Fault::FootersNotCompared,
         Fault::DamagedPointSkipped,
+        Fault::GoneByIndexAlone,
         Fault::GonePointsFollowed,
         Fault::DamagedNodeSkipped,
         Fault::QuarantineIgnored,

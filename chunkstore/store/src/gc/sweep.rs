@@ -157,7 +157,8 @@ fn doomed(
     let marks = mark(repo, &roots, &condemned, &*known, progress)?;
     report.references += marks.references();
     let mut doomed = Vec::new();
-    if !marks.gone().is_empty() && !truly_gone(repo, &marks)? {
+    let sure = marks.gone().is_empty() || planted(Fault::GoneByIndexAlone);
+    if !sure && !truly_gone(repo, &marks)? {
         return Ok(doomed);
     }
     let mut relied_on = HashSet::new();

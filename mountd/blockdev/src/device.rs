@@ -9,6 +9,15 @@ pub enum ExtentKind {
     Data,
     /// Reads as zeros, and nothing is stored for it.
     Hole,
+    /// Reads as zeros, though space is set aside for it.
+    Zero,
+}
+
+impl ExtentKind {
+    /// Whether the range is known to read as zeros.
+    pub fn is_zero(self) -> bool {
+        matches!(self, Self::Hole | Self::Zero)
+    }
 }
 
 /// A range of one kind.
@@ -20,6 +29,29 @@ pub struct Extent {
     pub len_bytes: u64,
     /// What it holds.
     pub kind: ExtentKind,
+}
+
+/// Where the bytes of a range are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Presence {
+    /// A chunk of the store holds them (not: they are zeros that nothing is stored for).
+    pub stored: bool,
+    /// They can be read without fetching anything from the store: they are in memory or in an overlay,
+    /// or there is nothing to fetch. True for this moment only.
+    pub at_hand: bool,
+    /// They were written through this device and lie in its overlay, above what is stored.
+    pub overlaid: bool,
+}
+
+/// A range whose bytes are in one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PresenceExtent {
+    /// Where it starts, in bytes from the start of the device.
+    pub offset_bytes: u64,
+    /// Its length in bytes, never 0.
+    pub len_bytes: u64,
+    /// Where its bytes are.
+    pub presence: Presence,
 }
 
 /// Adds an extent to a list that grows without gaps, merging it into the last one when the kinds
@@ -58,6 +90,8 @@ pub struct Caps {
     pub multi_conn: bool,
     /// Seeks are dear.
     pub rotational: bool,
+    /// `presence` tells something.
+    pub presence: bool,
 }
 
 /// Size and request limits of a device. They do not change while the device is open.
@@ -103,9 +137,27 @@ pub struct WriteFlags {
 
 /// A disk: bytes at offsets.
 ///
-/// All methods take `&self` and may be called from many threads at once; they may block unless they
-/// say otherwise. A range behind the end is [`ErrorKind::OutOfRange`] for every method. Reads that
-/// overlap a write in flight see old or new bytes, each byte for itself.
+/// What a caller may rely on, and every device is held to by the `conformance` suite:
+///
+/// * **Threads.** All methods take `&self` and may be called from many threads at once; they may block
+///   unless they say otherwise.
+/// * **Range.** A range behind the end is [`ErrorKind::OutOfRange`] for every method but `prefetch`, and
+///   then nothing was done. Any offset and length within the device is taken; multiples of
+///   [`Geometry::min_block_bytes`] are what a front end should let through, and of
+///   [`Geometry::preferred_block_bytes`] what is fast.
+/// * **Order.** A method that returned has happened: every call that starts later sees it, from whatever
+///   thread. Calls that overlap in time and in range happen in any order, each byte for itself; bytes
+///   that none of them covers are never changed.
+/// * **Durability.** What a `write_at`, `write_zeroes` or `trim` changed is durable once a `flush` that
+///   started after it returned has returned, and at once with [`WriteFlags::fua`]. What was not flushed
+///   may be lost when the power goes, each 512 bytes for itself, but reads as old or new bytes, never as
+///   others. After a flush that failed, nothing since the last good one counts as durable, and later flushes
+///   fail too.
+/// * **Failure.** A method that failed may have changed any part of its range, and nothing else. A read
+///   never answers zeros or less for a failure.
+/// * **Capabilities.** [`Caps`] says beforehand what a device can do: a method whose capability is there
+///   does not answer [`ErrorKind::Unsupported`] (but for `fast_zero`), one whose capability is missing
+///   does, or [`ErrorKind::ReadOnly`] where nothing can be written.
 pub trait BlockDevice: Send + Sync + std::fmt::Debug {
     /// Size and limits; cheap, the same at every call.
     fn geometry(&self) -> Geometry;
@@ -126,8 +178,22 @@ pub trait BlockDevice: Send + Sync + std::fmt::Debug {
     /// The extents from `offset_bytes` on, without gaps, in order, none empty, neighbours of equal
     /// kind merged, cut to the range asked for. At most `max` (at least 1 is returned for
     /// `len_bytes` > 0); may stop early, then the caller asks again from where the list ends.
-    /// A `Hole` is a promise that the range reads as zeros; a `Data` range may still be all zeros.
+    /// `Hole` and `Zero` are promises that the range reads as zeros; a `Data` range may still be all
+    /// zeros.
     fn extents(&self, offset_bytes: u64, len_bytes: u64, max: usize) -> Result<Vec<Extent>, Error>;
+
+    /// Where the bytes from `offset_bytes` on are: a list like that of `extents`. Without
+    /// [`Caps::presence`] it tells nothing: one extent with nothing known.
+    fn presence(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max: usize,
+    ) -> Result<Vec<PresenceExtent>, Error> {
+        self.geometry().check(offset_bytes, len_bytes)?;
+        let all = PresenceExtent { offset_bytes, len_bytes, presence: Presence::default() };
+        Ok(if len_bytes == 0 || max == 0 { Vec::new() } else { vec![all] })
+    }
 
     /// A hint that the range will be read soon. Returns at once, promises nothing.
     fn prefetch(&self, _offset_bytes: u64, _len_bytes: u64) {}

@@ -15,6 +15,9 @@ pub enum ErrorKind {
     Unsupported,
     /// No space is left for the write.
     NoSpace,
+    /// No space is left for the write now, and the owner wants it to wait for some: nothing was done; ask
+    /// again later.
+    Paused,
     /// The stored data is there and is wrong. Trying again will not help.
     Damaged,
     /// Reading or writing failed; trying again may help.

@@ -146,6 +146,7 @@ impl BlockDevice for FileDevice {
             fua: w,
             multi_conn: true,
             rotational: false,
+            presence: false,
         }
     }
 

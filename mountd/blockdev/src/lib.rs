@@ -16,7 +16,10 @@ pub mod layer;
 mod mem;
 mod readahead;
 
-pub use device::{BlockDevice, Caps, Extent, ExtentKind, Geometry, WriteFlags, push_extent};
+pub use device::{
+    BlockDevice, Caps, Extent, ExtentKind, Geometry, Presence, PresenceExtent, WriteFlags,
+    push_extent,
+};
 pub use error::{Error, ErrorKind};
 pub use file::FileDevice;
 pub use mem::MemDevice;

@@ -76,6 +76,7 @@ impl BlockDevice for MemDevice {
             fua: w,
             multi_conn: true,
             rotational: false,
+            presence: false,
         }
     }
 

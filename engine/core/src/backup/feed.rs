@@ -151,7 +151,7 @@ impl Feed {
         let (start, last) = (region.offset, region.end);
         // A chunk that is only partly a hole is data.
         let hole_end = if end == last { last } else { end - end % chunk };
-        let (task, stop) = if kind == ExtentKind::Hole && hole_end > start {
+        let (task, stop) = if kind.is_zero() && hole_end > start {
             (Task::Hole, hole_end)
         } else {
             let whole = end.checked_next_multiple_of(chunk).unwrap_or(last);

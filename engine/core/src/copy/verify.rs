@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use backstay_blockdev::{BlockDevice, ExtentKind};
+use backstay_blockdev::BlockDevice;
 
 use super::disk::StoredDisk;
 use crate::backup::feed::{Feed, FeedDisk, Segment, Task};
@@ -80,7 +80,7 @@ impl Pair<'_> {
                 // A hole of whole chunks of the copy, so it must be one there too.
                 let first = self.copy.extents(offset, len, 1)?;
                 let whole = first.first().is_some_and(|e| {
-                    e.kind == ExtentKind::Hole && e.len_bytes == len && e.offset_bytes == offset
+                    e.kind.is_zero() && e.len_bytes == len && e.offset_bytes == offset
                 });
                 if whole { Ok(0) } else { Err(differs(offset)) }
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::device::{BlockDevice, Caps, Extent, Geometry, WriteFlags};
+use crate::device::{BlockDevice, Caps, Extent, Geometry, PresenceExtent, WriteFlags};
 use crate::error::Error;
 
 /// Makes every operation that may block take longer. `try_read_at` never answers: a slow device has
@@ -39,6 +39,16 @@ impl BlockDevice for Delay {
     fn extents(&self, offset_bytes: u64, len_bytes: u64, max: usize) -> Result<Vec<Extent>, Error> {
         thread::sleep(self.each);
         self.inner.extents(offset_bytes, len_bytes, max)
+    }
+
+    fn presence(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max: usize,
+    ) -> Result<Vec<PresenceExtent>, Error> {
+        thread::sleep(self.each);
+        self.inner.presence(offset_bytes, len_bytes, max)
     }
 
     fn prefetch(&self, offset_bytes: u64, len_bytes: u64) {

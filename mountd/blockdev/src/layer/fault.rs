@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::device::{BlockDevice, Caps, Extent, Geometry, WriteFlags};
+use crate::device::{BlockDevice, Caps, Extent, Geometry, PresenceExtent, WriteFlags};
 use crate::error::{Error, ErrorKind};
 
 /// The operations a [`Rule`] can hit.
@@ -110,6 +110,16 @@ impl BlockDevice for Fault {
     fn extents(&self, offset_bytes: u64, len_bytes: u64, max: usize) -> Result<Vec<Extent>, Error> {
         self.pass(Operation::Extents, offset_bytes, len_bytes)?;
         self.inner.extents(offset_bytes, len_bytes, max)
+    }
+
+    fn presence(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max: usize,
+    ) -> Result<Vec<PresenceExtent>, Error> {
+        self.pass(Operation::Extents, offset_bytes, len_bytes)?;
+        self.inner.presence(offset_bytes, len_bytes, max)
     }
 
     fn prefetch(&self, offset_bytes: u64, len_bytes: u64) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::{BlockDevice, Caps, Extent, Geometry};
+use crate::device::{BlockDevice, Caps, Extent, Geometry, PresenceExtent};
 use crate::error::Error;
 
 /// Shows a device without its writes: they fail with [`crate::ErrorKind::ReadOnly`] and never reach it.
@@ -24,8 +24,8 @@ impl BlockDevice for ReadOnly {
     }
 
     fn caps(&self) -> Caps {
-        let Caps { multi_conn, rotational, .. } = self.inner.caps();
-        Caps { multi_conn, rotational, ..Caps::default() }
+        let Caps { multi_conn, rotational, presence, .. } = self.inner.caps();
+        Caps { multi_conn, rotational, presence, ..Caps::default() }
     }
 
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), Error> {
@@ -38,6 +38,15 @@ impl BlockDevice for ReadOnly {
 
     fn extents(&self, offset_bytes: u64, len_bytes: u64, max: usize) -> Result<Vec<Extent>, Error> {
         self.inner.extents(offset_bytes, len_bytes, max)
+    }
+
+    fn presence(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max: usize,
+    ) -> Result<Vec<PresenceExtent>, Error> {
+        self.inner.presence(offset_bytes, len_bytes, max)
     }
 
     fn prefetch(&self, offset_bytes: u64, len_bytes: u64) {

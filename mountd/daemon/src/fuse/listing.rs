@@ -279,14 +279,14 @@ pub(super) fn seek(
     let mut at = offset_bytes;
     while at < size {
         for extent in device.extents(at, size - at, EXTENTS_AT_ONCE)? {
-            if extent.kind == wanted {
+            if extent.kind.is_zero() == wanted.is_zero() {
                 return Ok(extent.offset_bytes.max(offset_bytes));
             }
             at = extent.offset_bytes + extent.len_bytes;
         }
     }
     match wanted {
-        ExtentKind::Hole => Ok(size),
+        ExtentKind::Hole | ExtentKind::Zero => Ok(size),
         ExtentKind::Data => Err(Refusal::NoSuchOffset),
     }
 }

@@ -239,6 +239,7 @@ impl BlockDevice for Remote {
             fua: writable && (self.has(flag::SEND_FUA) || self.has(flag::SEND_FLUSH)),
             multi_conn: self.has(flag::CAN_MULTI_CONN),
             rotational: self.has(flag::ROTATIONAL),
+            presence: false,
         }
     }
 
@@ -298,7 +299,11 @@ impl BlockDevice for Remote {
             let next = at.saturating_add(len.into()).min(end);
             let start = at.max(offset_bytes);
             // Only ZERO promises zeros; a HOLE without it may read as anything.
-            let kind = if status & state::ZERO != 0 { ExtentKind::Hole } else { ExtentKind::Data };
+            let kind = match (status & state::ZERO != 0, status & state::HOLE != 0) {
+                (true, true) => ExtentKind::Hole,
+                (true, false) => ExtentKind::Zero,
+                (false, _) => ExtentKind::Data,
+            };
             if next > start {
                 if list.len() >= max.max(1) && list.last().is_some_and(|e: &Extent| e.kind != kind)
                 {

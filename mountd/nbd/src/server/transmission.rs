@@ -448,6 +448,7 @@ impl Session {
                         let state = match extent.kind {
                             ExtentKind::Data => 0,
                             ExtentKind::Hole => state::HOLE | state::ZERO,
+                            ExtentKind::Zero => state::ZERO,
                         };
                         (extent.len_bytes.min(request.len.into()) as u32, state)
                     });

@@ -14,6 +14,7 @@ mod error;
 mod file;
 pub mod layer;
 mod mem;
+pub mod overlay;
 mod readahead;
 
 pub use device::{

@@ -8,6 +8,8 @@ mod conformance;
 mod file;
 #[path = "it/layers.rs"]
 mod layers;
+#[path = "it/overlay.rs"]
+mod overlay;
 
 /// A disk of `len` bytes with data, zeros and borders between them at odd places.
 pub(crate) fn disk(len: usize) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! Integration tests of the devices and layers.
 
-#![allow(clippy::unwrap_used, reason = "tests say what they expect")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests say what they expect")]
 
 #[path = "it/conformance.rs"]
 mod conformance;

@@ -180,7 +180,7 @@ fn one(
             }
             overlay.trim(at, long, flags)?;
         }
-        4 if step % 7 == 0 => {
+        4 if step.is_multiple_of(7) => {
             overlay.tidy()?;
             oracle.flushed();
             return Ok(());
@@ -347,7 +347,7 @@ fn survive(directory: &SimDirectory, seed: u64) -> Result<(), String> {
                 live.write_at(0, &[1], WriteFlags::default())
                     .expect_err("a write after a failed flush");
                 live.flush().expect_err("a flush after a failed one");
-                overlay = None;
+                drop(overlay.take());
                 overlay = Some(reopen(directory)?);
             }
             let Some(live) = &overlay else { return Err("gone".to_owned()) };

@@ -17,6 +17,7 @@ mod private_dir;
 pub mod ranges;
 pub mod restore;
 pub mod retention;
+pub mod save;
 pub mod source;
 mod tool;
 mod workers;

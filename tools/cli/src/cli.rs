@@ -58,6 +58,17 @@ pub(crate) struct Global {
     )]
     pub(crate) cache_dir: Option<PathBuf>,
 
+    /// Where mounts are noted and what is written to them is kept [default: /var/lib/backstay for root, else
+    /// ~/.local/state/backstay]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "BACKSTAY_STATE_DIR",
+        hide_env_values = true
+    )]
+    pub(crate) state_dir: Option<PathBuf>,
+
     /// Most of a bucket's packs that is kept in the cache; 0 keeps nothing [default: 4GiB]
     #[arg(
         long,
@@ -139,6 +150,7 @@ pub(crate) enum Command {
     Show(cmd::show::Args),
     Restore(cmd::restore::Args),
     Mount(cmd::mount::Args),
+    Mountd(cmd::mountd::Args),
     Point(cmd::point::Args),
     Retention(cmd::retention::Args),
     Gc(cmd::gc::Args),

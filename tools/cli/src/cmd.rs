@@ -10,6 +10,7 @@ mod keepers;
 pub(crate) mod list;
 pub(crate) mod man;
 pub(crate) mod mount;
+pub(crate) mod mountd;
 pub(crate) mod point;
 mod removing;
 pub(crate) mod repo;
@@ -35,6 +36,7 @@ pub(crate) fn run(ctx: &Ctx, command: Command) -> Result<Exit, CliError> {
         Command::Show(args) => show::run(ctx, args),
         Command::Restore(args) => restore::run(ctx, args),
         Command::Mount(args) => mount::run(ctx, args),
+        Command::Mountd(args) => mountd::run(ctx, args),
         Command::Point(args) => point::run(ctx, args),
         Command::Retention(args) => retention::run(ctx, args),
         Command::Gc(args) => gc::run(ctx, args),

@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use backstay_api::mountd::Key;
 use backstay_format::config::{Encryption, RepoConfig};
 use backstay_store::{ErrorKind, Location, OpenOptions, Repository, Unlock};
 use jiff::Timestamp;
@@ -78,6 +79,28 @@ impl Ctx {
         Repository::read_config(location).map_err(|error| at_opening(error, location))
     }
 
+    /// Opens the repository the options name, and tells how the mount daemon can open it, too.
+    pub(crate) fn open_for_daemon(&self) -> Result<(Repository, Location, Key), CliError> {
+        let location = self.location()?;
+        let (unlock, key) = self.key_for_daemon(&location)?;
+        let repository = self.open_with(&location, &unlock)?;
+        Ok((repository, location, key))
+    }
+
+    pub(crate) fn key_for_daemon(&self, location: &Location) -> Result<(Unlock, Key), CliError> {
+        if self.config(location)?.encryption == Encryption::None {
+            return Ok((Unlock::None, Key::None));
+        }
+        if let Some(source) = secret::Source::chosen(&self.global)? {
+            return secret::for_daemon(&source);
+        }
+        if secret::can_ask(&self.global) {
+            let prompt = format!("passphrase or recovery key for {location}");
+            return secret::ask_for_daemon(&prompt, false);
+        }
+        Err(no_key(location))
+    }
+
     /// How to unlock an existing repository: with `key`, or else as the global options say.
     fn unlock(&self, location: &Location, key: Option<secret::Source>) -> Result<Unlock, CliError> {
         if self.config(location)?.encryption == Encryption::None {
@@ -93,10 +116,7 @@ impl Ctx {
         if secret::can_ask(&self.global) {
             return secret::ask(&format!("passphrase or recovery key for {location}"), false);
         }
-        Err(secret::name_the_options(
-            CliError::usage("a key is needed, and there is no terminal to ask for it")
-                .what(location.to_string()),
-        ))
+        Err(no_key(location))
     }
 
     /// Opens the repository the options name.
@@ -111,10 +131,14 @@ impl Ctx {
         key: Option<secret::Source>,
     ) -> Result<Repository, CliError> {
         let unlock = self.unlock(location, key)?;
+        self.open_with(location, &unlock)
+    }
+
+    fn open_with(&self, location: &Location, unlock: &Unlock) -> Result<Repository, CliError> {
         let cache_dir = self.cache_dir()?;
         let mut options = OpenOptions::new(&cache_dir);
         options.disk_cache_bytes = self.global.disk_cache.unwrap_or(options.disk_cache_bytes);
-        let repository = Repository::open(location, &unlock, &options)
+        let repository = Repository::open(location, unlock, &options)
             .map_err(|error| at_opening(error, location))?;
         remember(&cache_dir, repository.config(), location);
         Ok(repository)
@@ -161,6 +185,13 @@ impl Ctx {
         };
         error.exit.into()
     }
+}
+
+fn no_key(location: &Location) -> CliError {
+    secret::name_the_options(
+        CliError::usage("a key is needed, and there is no terminal to ask for it")
+            .what(location.to_string()),
+    )
 }
 
 /// Writes the machine's memory of its repositories; failing to is no failure of the command.

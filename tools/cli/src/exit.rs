@@ -287,6 +287,39 @@ impl From<backstay_daemon::Error> for CliError {
     }
 }
 
+impl From<backstay_api::Refusal> for CliError {
+    fn from(refusal: backstay_api::Refusal) -> Self {
+        use backstay_api::RefusalKind as Kind;
+        let exit = match refusal.kind {
+            Kind::Usage | Kind::NeedsKey => Exit::Usage,
+            Kind::NoRepository => Exit::NoRepository,
+            Kind::WrongKey => Exit::WrongKey,
+            Kind::Damaged => Exit::Damaged,
+            Kind::Denied => Exit::Denied,
+            Kind::NotFound => Exit::NotFound,
+            Kind::InUse => Exit::InUse,
+            Kind::Refused => Exit::Refused,
+            Kind::NeedsConfirmation => Exit::NeedsConfirmation,
+            Kind::Failed => Exit::Failed,
+        };
+        let mut made = Self::new(exit, refusal.message);
+        made.what = refusal.what;
+        made.causes = refusal.causes;
+        made.tries = refusal.tries;
+        // The daemon tells the next step where it knows one.
+        if made.tries.is_empty() { with_remedy(made) } else { made }
+    }
+}
+
+impl From<backstay_api::ClientError> for CliError {
+    fn from(error: backstay_api::ClientError) -> Self {
+        match error {
+            backstay_api::ClientError::Refused(refusal) => refusal.into(),
+            other => Self::new(Exit::Failed, other.to_string()).because(&other),
+        }
+    }
+}
+
 /// The repository's own verdict, when a mount failed because of it.
 fn below_daemon(error: &dyn StdError) -> Exit {
     match error.source().and_then(|source| source.downcast_ref::<backstay_store::Error>()) {

@@ -9,6 +9,7 @@ mod cli;
 mod cmd;
 mod context;
 mod exit;
+mod mountd;
 mod output;
 mod progress;
 mod registry;

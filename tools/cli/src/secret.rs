@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use backstay_api::mountd::Key;
 use backstay_store::{RecoveryKey, Secret, Unlock};
 use zeroize::Zeroizing;
 
@@ -121,6 +122,45 @@ impl Source {
     }
 }
 
+/// A key for this process and the same for the mount daemon. Of a file the daemon gets the name, so that it can
+/// read it again when it is restarted.
+pub(crate) fn for_daemon(source: &Source) -> Result<(Unlock, Key), CliError> {
+    let absolute = |path: &Path| -> Result<String, CliError> {
+        let path = std::path::absolute(path)
+            .map_err(|error| CliError::io("cannot name the key file", &error))?;
+        Ok(path.display().to_string())
+    };
+    let typed = |bytes: Zeroizing<Vec<u8>>, origin: &str| {
+        let bytes = passphrase_bytes(&bytes, origin)?;
+        let key = Key::Passphrase(bytes.to_vec());
+        Ok((Unlock::Passphrase(Secret::new(bytes.to_vec())), key))
+    };
+    match source {
+        Source::KeyFile(path) => Ok((source.unlock()?, Key::File(absolute(path)?))),
+        Source::PassphraseFile(path) => {
+            Ok((source.unlock()?, Key::PassphraseFile(absolute(path)?)))
+        }
+        Source::PassphraseCommand(command) => {
+            typed(run(command)?, "the passphrase command's output")
+        }
+        Source::Environment => {
+            typed(from_environment("BACKSTAY_PASSPHRASE"), "BACKSTAY_PASSPHRASE")
+        }
+        Source::RecoveryKeyFile(_) | Source::RecoveryKeyEnvironment => {
+            Ok(also_for_daemon(source.unlock()?))
+        }
+    }
+}
+
+/// A recovery key that is open already, for the daemon; anything else as no key.
+fn also_for_daemon(unlock: Unlock) -> (Unlock, Key) {
+    let key = match &unlock {
+        Unlock::RecoveryKey(key) => Key::Recovery(key.to_text().to_string()),
+        _ => Key::None,
+    };
+    (unlock, key)
+}
+
 fn from_environment(name: &str) -> Zeroizing<Vec<u8>> {
     let value = std::env::var_os(name).unwrap_or_default();
     Zeroizing::new(std::os::unix::ffi::OsStringExt::into_vec(value))
@@ -141,6 +181,10 @@ fn recovery_key(text: &[u8], origin: &str) -> Result<Unlock, CliError> {
 
 /// A passphrase from bytes as a file or command gives them: one line end is not part of it.
 fn passphrase(bytes: &[u8], origin: &str) -> Result<Unlock, CliError> {
+    Ok(Unlock::Passphrase(Secret::new(passphrase_bytes(bytes, origin)?.to_vec())))
+}
+
+fn passphrase_bytes<'a>(bytes: &'a [u8], origin: &str) -> Result<&'a [u8], CliError> {
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
     if bytes.is_empty() {
@@ -148,7 +192,7 @@ fn passphrase(bytes: &[u8], origin: &str) -> Result<Unlock, CliError> {
             .what(origin)
             .hint("choose a passphrase of several words, or use a key file"));
     }
-    Ok(Unlock::Passphrase(Secret::new(bytes.to_vec())))
+    Ok(bytes)
 }
 
 fn shown(path: &Path) -> String {
@@ -227,6 +271,11 @@ pub(crate) fn can_ask(global: &Global) -> bool {
 /// Asks for a passphrase on the terminal; `twice` when a new one is made. Where one is not made,
 /// the recovery key is taken too.
 pub(crate) fn ask(prompt: &str, twice: bool) -> Result<Unlock, CliError> {
+    ask_for_daemon(prompt, twice).map(|(unlock, _)| unlock)
+}
+
+/// The same, and the key for the mount daemon.
+pub(crate) fn ask_for_daemon(prompt: &str, twice: bool) -> Result<(Unlock, Key), CliError> {
     let failed = |error: std::io::Error| CliError::io("cannot ask for a passphrase", &error);
     let first = Zeroizing::new(rpassword::prompt_password(format!("{prompt}: ")).map_err(failed)?);
     if twice {
@@ -237,9 +286,10 @@ pub(crate) fn ask(prompt: &str, twice: bool) -> Result<Unlock, CliError> {
     }
     // No passphrase looks like this; so whoever has only the sheet can answer with it.
     if !twice && RecoveryKey::resembles(&first) {
-        return recovery_key(first.as_bytes(), "the terminal");
+        return recovery_key(first.as_bytes(), "the terminal").map(also_for_daemon);
     }
-    passphrase(first.as_bytes(), "the terminal")
+    let unlock = passphrase(first.as_bytes(), "the terminal")?;
+    Ok((unlock, Key::Passphrase(passphrase_bytes(first.as_bytes(), "the terminal")?.to_vec())))
 }
 
 /// The options that name a key, for error texts.

@@ -9,6 +9,7 @@ mod it {
     mod interrupt;
     mod journey;
     mod keys;
+    mod mountd;
     mod mounts;
     mod point;
     mod recovery;

@@ -39,6 +39,7 @@ const RUN: &[Need] = &[
     Need { package: "qemu-utils", there: || has("qemu-img") && has("qemu-nbd") },
     Need { package: "libnbd-bin", there: || has("nbdinfo") && has("nbdcopy") },
     Need { package: "nbdkit", there: || has("nbdkit") },
+    Need { package: "fio", there: || has("fio") },
     Need { package: "gdisk", there: || has("sgdisk") },
     Need { package: "e2fsprogs", there: || has("mke2fs") && has("debugfs") },
     Need { package: "mount", there: || has("losetup") && has("mount") },

@@ -95,22 +95,32 @@ pub struct BackupReport {
 /// Of a disk with a change map only what may have changed is read. Where the map cannot be relied
 /// upon the whole disk is read instead; the report and [`Monitor::problem`] tell why.
 pub fn run(repo: &Repository, plan: &BackupPlan, monitor: &dyn Monitor) -> Result<BackupReport> {
+    monitor.phase("open");
+    disk_names(plan)?;
+    run_open(repo, plan, &open_all(plan, monitor)?, monitor)
+}
+
+/// The same of sources that are open already, one for each of the plan's.
+pub(crate) fn run_open(
+    repo: &Repository,
+    plan: &BackupPlan,
+    sources: &[OpenSource],
+    monitor: &dyn Monitor,
+) -> Result<BackupReport> {
     let started = Instant::now();
     let names = disk_names(plan)?;
-    monitor.phase("open");
-    let sources = open_all(plan, monitor)?;
     let parent = newest_point(repo, &plan.machine)?;
     let base = changes::base(repo, &plan.machine, &plan.sources, parent.as_ref())?;
     let mut session = repo.begin_for(base.as_ref(), &format!("backup of {}", plan.machine))?;
     let distrust = changes::prepare(&mut session, base.as_ref(), &plan.sources, monitor)?;
     let writers: Vec<_> = names
         .iter()
-        .zip(plan.sources.iter().zip(&sources))
+        .zip(plan.sources.iter().zip(sources))
         .map(|(name, (spec, open))| {
             session.image(name, &spec.path.display().to_string(), open.size_bytes)
         })
         .collect();
-    let job = Job { plan, names: &names, sources: &sources, writers: &writers, monitor };
+    let job = Job { plan, names: &names, sources, writers: &writers, monitor };
     let (reads, maps) = job.settle_maps(base.as_ref(), distrust.as_deref());
     let (done, changing) = job.read(reads, repo.config().chunk_size)?;
 

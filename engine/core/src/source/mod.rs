@@ -99,6 +99,18 @@ pub struct OpenSource {
 }
 
 impl OpenSource {
+    /// A device of this process that nobody writes to.
+    pub(crate) fn of_device(device: Arc<dyn BlockDevice>) -> OpenSource {
+        OpenSource {
+            size_bytes: device.geometry().size_bytes,
+            device,
+            format: ImageFormat::Raw,
+            warnings: Vec::new(),
+            in_use: false,
+            watched: Vec::new(),
+        }
+    }
+
     /// What was written to since [`open`], in words; `None` if nothing was. Only files can be
     /// watched, not block devices (see [`OpenSource::in_use`]).
     pub fn change(&self) -> Result<Option<String>> {

@@ -92,10 +92,11 @@ fn a_killed_mount_leaves_nothing_stale() {
 }
 
 #[test]
-fn mount_nbd_serves_one_disk_to_other_tools() {
+fn mount_nbd_in_the_foreground_serves_one_disk_to_other_tools() {
     let content = sample(3);
     let place = with_backup(&content);
-    let mut running = place.start(&["mount", "nbd", "web01", "--socket", "s.sock", "--json"]);
+    let args = ["mount", "nbd", "web01", "--foreground", "--socket", "s.sock", "--json"];
+    let mut running = place.start(&args);
     let told = document(&mut running);
     let uri = told["uri"].as_str().expect("a uri").to_owned();
     assert_eq!(told["size_bytes"], content.len());
@@ -121,8 +122,8 @@ fn mount_nbd_serves_one_disk_to_other_tools() {
 fn mount_nbd_listens_on_loopback_and_prints_what_to_type() {
     let content = sample(4);
     let place = with_backup(&content);
-    let mut running =
-        place.start(&["mount", "nbd", "web01@latest:disk0", "--listen", "127.0.0.1:0", "--json"]);
+    let what = ["mount", "nbd", "web01@latest:disk0", "--foreground"];
+    let mut running = place.start(&[&what[..], &["--listen", "127.0.0.1:0", "--json"]].concat());
     let told = document(&mut running);
     let uri = told["uri"].as_str().expect("a uri");
     assert!(uri.starts_with("nbd://127.0.0.1:") && !uri.contains(":0/"), "{uri}");
@@ -131,7 +132,8 @@ fn mount_nbd_listens_on_loopback_and_prints_what_to_type() {
     assert_eq!(size, content.len().to_string());
     // The port is taken now, and the error says so.
     let address = told["address"].as_str().expect("an address");
-    let second = place.run(&["mount", "nbd", "web01", "--listen", address]).code(17);
+    let again = ["mount", "nbd", "web01", "--foreground", "--listen", address];
+    let second = place.run(&again).code(17);
     assert!(second.stderr.contains(address), "{}", second.stderr);
     running.signal(Signal::INT);
     running.end().code(0);

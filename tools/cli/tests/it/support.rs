@@ -23,6 +23,7 @@ pub(crate) fn command(home: &Path) -> Command {
     command
         .env("HOME", home)
         .env("BACKSTAY_CACHE_DIR", home.join("cache"))
+        .env("BACKSTAY_STATE_DIR", home.join("state"))
         .env("TZ", "UTC")
         .env("COLUMNS", "100")
         .env("NO_COLOR", "1")

@@ -5,6 +5,7 @@ mod gc;
 mod image;
 mod measure;
 mod memory;
+mod nbd;
 mod report;
 mod s3;
 mod size;
@@ -43,6 +44,8 @@ enum What {
     Size(size::Args),
     /// The chunk index under a memory limit, and what it would take with 100 million chunks
     Memory(memory::Args),
+    /// The NBD server, read-only and with an overlay, beside qemu-nbd and nbdkit
+    Nbd(nbd::Args),
     /// Only write the mixed image
     Image {
         /// The file to write; what is there is replaced
@@ -72,6 +75,7 @@ pub(crate) fn run(house: &House, args: Args) -> Result<ExitCode> {
         What::Size(args) => size::run(house, &args),
         What::Memory(args) => memory::run(house, &args),
         What::S3(args) => s3::run(house, &args),
+        What::Nbd(args) => nbd::run(house, &args),
         What::Image { out, size_mib, seed } => {
             image::write(&out, size_mib, seed)?;
             Ok(ExitCode::SUCCESS)

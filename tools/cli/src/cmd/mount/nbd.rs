@@ -2,176 +2,148 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use backstay_daemon::nbd::PointExports;
-use backstay_nbd::server::{BoundAddress, Listen, ServerConfig, ServerHandle};
-use backstay_store::{DiskRecord, RecoveryPoint};
-use serde::Serialize;
+use backstay_api::mountd::{Listen, MountRequest, Request};
+use backstay_core::retention::Length;
 
+use super::{foreground, shown};
 use crate::cmd::view;
 use crate::context::Ctx;
 use crate::exit::{CliError, Exit, help_tail};
-use crate::output::{Stream, field};
-use crate::signals::Signals;
-use crate::units::{self, shell_word};
+use crate::mountd;
 
-/// Serve one disk of a recovery point as a network block device, read-only
+/// A mount that nobody uses ends after so long, unless something else is said.
+const IDLE_SECONDS: u64 = 24 * 3600;
+
+/// Serve one disk of a recovery point as a network block device
 ///
-/// Without --listen and --socket it listens on 127.0.0.1, port 10809. The command stays until it
-/// is interrupted. There is no encryption and no password on the wire yet, so other addresses
-/// than loopback need --allow-remote.
+/// The mount daemon serves it; it is started if there is none, and the command returns at once. The mount
+/// stays until it is ended, its time is over, or nobody was attached for a day; a restart of the daemon does
+/// not end it. With --writable what is written goes to an overlay on this host: the recovery point never
+/// changes, and at the end the overlay is kept, thrown away, or saved as a new recovery point.
+///
+/// Root and the user who mounts may attach over the daemon's own socket. Others need --allow, and other hosts
+/// an address to reach: --listen. There is no encryption on the wire yet.
 #[derive(Debug, clap::Args)]
 #[command(after_help = help_tail(
     "  backstay mount nbd web01@latest:disk0
-  backstay mount nbd @b7f3k2 --socket /run/web01.sock",
+  backstay mount nbd web01 --writable --for 2h --reason 'look at the database'
+  backstay mount nbd @b7f3k2 --listen 10.0.0.1:10809 --allow 10.0.0.7=ro
+  backstay mount nbd web01 --socket /run/web01.sock --allow uid:64055 --writable",
     &[
         Exit::NoRepository, Exit::WrongKey, Exit::Damaged, Exit::Denied, Exit::NotFound,
-        Exit::InUse,
+        Exit::InUse, Exit::Refused,
     ]
 ))]
 pub(crate) struct Args {
     /// The disk: MACHINE:DISK, MACHINE@POINT:DISK or @ID:DISK; without :DISK the only one
-    what: String,
+    pub(super) what: String,
 
-    /// The address and port to listen on; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "socket")]
-    listen: Option<SocketAddr>,
+    /// Let it be written to; the writes go to an overlay
+    #[arg(long, conflicts_with = "foreground")]
+    writable: bool,
 
-    /// Listen on a unix socket instead
+    /// Most that may be written
+    #[arg(long, value_name = "SIZE", requires = "writable", value_parser = crate::units::parse_size)]
+    limit: Option<u64>,
+
+    /// At the limit, let writes wait until it is raised or something is trimmed, instead of failing
+    #[arg(long, requires = "writable")]
+    pause_when_full: bool,
+
+    /// End it after this time, when the clients that are attached then have left
+    #[arg(long = "for", value_name = "LENGTH", conflicts_with = "foreground")]
+    for_length: Option<Length>,
+
+    /// End it then though clients are attached
+    #[arg(long, requires = "for_length")]
+    hard_end: bool,
+
+    /// End it when nobody was attached for this time [default: 1d]
+    #[arg(long, value_name = "LENGTH", conflicts_with = "foreground")]
+    idle: Option<Length>,
+
+    /// Serve it at this address and port, too; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(super) listen: Vec<SocketAddr>,
+
+    /// Serve it on a unix socket of its own, too
     #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
+    pub(super) socket: Vec<PathBuf>,
 
-    /// Allow an address that is not loopback: whoever reaches it can read the disk
+    /// Let this one attach: an address (10.0.0.7, 10.0.0.0/24), a user of this host (uid:64055), a client
+    /// certificate (cert:SHA256, dns:NAME); with =ro for reading only
+    #[arg(long, value_name = "WHO", conflicts_with = "foreground")]
+    allow: Vec<String>,
+
+    /// What it is for; shown wherever mounts are listed
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    reason: String,
+
+    /// Serve it by this command itself, read-only, until it is interrupted: no daemon, nothing noted.
+    /// Without --listen and --socket at 127.0.0.1:10809
     #[arg(long)]
-    allow_remote: bool,
-}
+    foreground: bool,
 
-#[derive(Serialize)]
-struct Document {
-    kind: &'static str,
-    machine: String,
-    point: String,
-    disk: String,
-    size_bytes: u64,
-    export: String,
-    address: String,
-    uri: String,
-    pid: u32,
-    client_commands: Vec<ClientCommand>,
-}
-
-#[derive(Serialize)]
-struct ClientCommand {
-    tool: &'static str,
-    command: String,
+    /// With --foreground: allow an address that is not loopback; whoever reaches it can read the disk
+    #[arg(long, requires = "foreground")]
+    pub(super) allow_remote: bool,
 }
 
 pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
-    let listen = listen(&args)?;
-    let repository = ctx.open()?;
-    let (point, disk) = view::find_disk(&repository.points()?, &args.what)?;
-    let exports = PointExports::new(&repository, &point, Some(&disk.name))?;
-    let signals = Signals::listen()?;
-    let server = ServerHandle::start(vec![listen], Arc::new(exports), ServerConfig::default())
-        .map_err(cannot_listen)?;
-    let Some(address) = server.addresses().first() else {
-        return Err(CliError::new(Exit::Failed, "the server listens nowhere"));
-    };
-    let document = Document::new(&point, &disk, address);
-    let told = ctx.out.summary(Stream::Stdout, &document, |to| show(to, &document));
-    // Nobody reading our words is no reason to cut off those who read the disk.
-    if let Err(error) = told
-        && !error.quiet
-    {
-        return Err(error);
+    if args.foreground {
+        return foreground::run(ctx, &args);
     }
-    signals.wait(|| false);
-    server
-        .stop()
-        .map_err(|error| CliError::new(Exit::Failed, error.to_string()).because(&error))?;
+    let (repository, location, key) = ctx.open_for_daemon()?;
+    let (point, disk) = view::find_disk(&repository.points()?, &args.what)?;
+    let mut listen: Vec<Listen> =
+        args.listen.iter().map(|address| Listen::Tcp(address.to_string())).collect();
+    for path in &args.socket {
+        // Absolute, because daemon and clients may be somewhere else.
+        let path = std::path::absolute(path)
+            .map_err(|error| CliError::io("cannot name the socket", &error))?;
+        listen.push(Listen::Unix(path.display().to_string()));
+    }
+    let idle_seconds = match &args.idle {
+        Some(length) => Some(seconds(length, "--idle")?),
+        None if args.for_length.is_some() => None,
+        None => Some(IDLE_SECONDS),
+    };
+    let request = MountRequest {
+        repository: absolute(&location.to_string()),
+        key,
+        machine: point.machine.clone(),
+        point: point.id.to_string(),
+        disk: disk.name.clone(),
+        writable: args.writable,
+        limit_bytes: args.limit,
+        pause_when_full: args.pause_when_full,
+        for_seconds: args.for_length.as_ref().map(|l| seconds(l, "--for")).transpose()?,
+        hard_end: args.hard_end,
+        idle_seconds,
+        listen,
+        allow: args.allow,
+        reason: args.reason,
+    };
+    // The daemon holds the point by itself from here on.
+    drop(repository);
+    let view = mountd::ask_or_start(ctx, &Request::Mount(Box::new(request)))?;
+    shown::mounted(ctx, &view)?;
     Ok(Exit::Done)
 }
 
-impl Document {
-    fn new(point: &RecoveryPoint, disk: &DiskRecord, address: &BoundAddress) -> Self {
-        let uri = address.uri(&disk.name);
-        Self {
-            kind: "nbd",
-            machine: point.machine.clone(),
-            point: point.id.to_string(),
-            disk: disk.name.clone(),
-            size_bytes: disk.size_bytes,
-            export: disk.name.clone(),
-            address: address.to_string(),
-            client_commands: client_commands(&uri, &disk.name, address),
-            uri,
-            pid: std::process::id(),
-        }
-    }
+/// A length of time as the daemon counts it.
+pub(super) fn seconds(length: &Length, option: &str) -> Result<u64, CliError> {
+    let exact = length.exact().and_then(|exact| u64::try_from(exact.as_secs()).ok());
+    exact.ok_or_else(|| {
+        CliError::usage("months and years have no fixed length here").what(option).hint("30d, 36h")
+    })
 }
 
-/// What to type next, for the tools people have.
-fn client_commands(uri: &str, disk: &str, address: &BoundAddress) -> Vec<ClientCommand> {
-    let uri = shell_word(uri);
-    let name = shell_word(disk);
-    let to = match address {
-        BoundAddress::Unix(path) => format!("-unix {}", shell_word(&path.display().to_string())),
-        BoundAddress::Tcp(address) => format!("{} {}", address.ip(), address.port()),
-    };
-    let command = |tool, command| ClientCommand { tool, command };
-    vec![
-        command("nbdinfo", format!("nbdinfo --map --totals {uri}")),
-        command("nbdcopy", format!("nbdcopy {uri} {}", shell_word(&format!("{disk}.raw")))),
-        command("qemu", format!("qemu-system-x86_64 -snapshot -drive file={uri},format=raw")),
-        command("nbd-client", format!("nbd-client {to} /dev/nbd0 -name {name} -readonly")),
-    ]
-}
-
-/// A server that does not start: most often somebody else listens there.
-fn cannot_listen(error: backstay_nbd::Error) -> CliError {
-    use backstay_nbd::ErrorKind;
-    let source = std::error::Error::source(&error);
-    let os = source.and_then(|source| source.downcast_ref::<std::io::Error>());
-    let mut told = match os {
-        Some(os) => CliError::io(error.to_string(), os),
-        None => CliError::new(Exit::Failed, error.to_string()).because(&error),
-    };
-    if error.kind() == ErrorKind::Invalid {
-        // The name of the socket is taken by something that is alive, or is no socket.
-        told.exit = Exit::InUse;
+/// A location as another process finds it.
+fn absolute(location: &str) -> String {
+    if location.contains("://") {
+        return location.to_owned();
     }
-    if told.exit == Exit::InUse {
-        told = told.hint("--listen 127.0.0.1:0      takes a free port");
-    }
-    told
-}
-
-fn show(to: &mut String, document: &Document) {
-    let short: String = document.point.chars().take(6).collect();
-    let what = format!("{}@{short}:{}", document.machine, document.disk);
-    field(to, "serving", &format!("{what}  {}  read-only", units::size(document.size_bytes)));
-    field(to, "address", &document.uri);
-    for client in &document.client_commands {
-        field(to, client.tool, &client.command);
-    }
-    field(to, "end it", "Ctrl-C here");
-}
-
-/// Where to listen, once it is clear that strangers cannot come in by accident.
-fn listen(args: &Args) -> Result<Listen, CliError> {
-    if let Some(path) = &args.socket {
-        // Absolute, because clients may be somewhere else.
-        let path = std::path::absolute(path)
-            .map_err(|error| CliError::io("cannot name the socket", &error))?;
-        return Ok(Listen::Unix(path));
-    }
-    let address = args.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 10809)));
-    if !address.ip().is_loopback() && !args.allow_remote {
-        return Err(CliError::usage("this address can be reached by other hosts")
-            .what(address.to_string())
-            .hint("--listen 127.0.0.1:10809      and an ssh tunnel")
-            .hint("--allow-remote                if everybody on that network may read the disk"));
-    }
-    Ok(Listen::Tcp(address))
+    std::path::absolute(location).map_or_else(|_| location.to_owned(), |p| p.display().to_string())
 }

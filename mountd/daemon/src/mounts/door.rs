@@ -69,7 +69,7 @@ impl OnlyOne {
 
 impl Exports for OnlyOne {
     fn list(&self, client: &ClientInfo) -> Vec<ExportInfo> {
-        let mut list = self.table.list(client);
+        let mut list = Exports::list(&*self.table, client);
         list.retain(|export| export.name == self.id);
         list
     }

@@ -280,9 +280,19 @@ fn mounts_end_by_themselves_and_throw_nothing_away() {
     drop(daemon);
 }
 
+/// A program of the test's own.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn clients_are_not_cut_off_by_accident() {
-    let content = sample(6);
+    let content = noise(6, 3 << 20);
     let place = with_backup(&content);
     let daemon = daemon(&place);
     let view = mount(&place, &["web01", "--for", "2s"]);
@@ -295,7 +305,7 @@ fn clients_are_not_cut_off_by_accident() {
     );
     let client =
         Command::new("qemu-nbd").args(["-r", "-t", "-k", &socket, "--image-opts", &image]).spawn();
-    let mut client = client.expect("qemu-nbd (package qemu-utils) is installed");
+    let client = Killed(client.expect("qemu-nbd (package qemu-utils) is installed"));
     wait_until("the client is attached", || {
         list(&place)[0]["clients"].as_array().is_some_and(|c| !c.is_empty())
     });
@@ -305,8 +315,7 @@ fn clients_are_not_cut_off_by_accident() {
     assert!(!can_attach(&uri), "a new client came in");
     let through = format!("nbd+unix:///?socket={socket}");
     assert!(contents(&place, &through) == content, "the old one was cut off");
-    client.kill().expect("it is ours");
-    client.wait().expect("its end");
+    drop(client);
     wait_until("it ends when its client has left", || list(&place).is_empty());
     drop(daemon);
 }

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use backstay_blockdev::BlockDevice;
-use backstay_nbd::server::{ExportInfo, Exports, OpenError};
+use backstay_nbd::server::{ClientInfo, ExportInfo, Exports, OpenError, Opened};
 use backstay_store::{DiskRecord, RecoveryPoint, Repository};
 use jiff::tz::TimeZone;
 
@@ -68,18 +67,18 @@ impl PointExports {
 }
 
 impl Exports for PointExports {
-    fn list(&self) -> Vec<ExportInfo> {
+    fn list(&self, _client: &ClientInfo) -> Vec<ExportInfo> {
         let info =
             |e: &Export| ExportInfo { name: e.name.clone(), description: e.description.clone() };
         self.exports.iter().map(info).collect()
     }
 
-    fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>, OpenError> {
+    fn open(&self, name: &str, _client: &ClientInfo) -> Result<Opened, OpenError> {
         let found = match name {
             "" => self.exports.first(),
             name => self.exports.iter().find(|e| e.name == name),
         };
         let export = found.ok_or(OpenError::Unknown)?;
-        Ok(Arc::clone(&export.device) as Arc<dyn BlockDevice>)
+        Ok(Opened::new(export.device.clone()))
     }
 }

@@ -7,6 +7,8 @@
 mod client;
 #[path = "it/conformance.rs"]
 mod conformance;
+#[path = "it/extended.rs"]
+mod extended;
 #[path = "it/handshake.rs"]
 mod handshake;
 #[path = "it/hostile.rs"]
@@ -19,6 +21,8 @@ mod lifecycle;
 mod nbd_crate;
 #[path = "it/support.rs"]
 mod support;
+#[path = "it/table.rs"]
+mod table;
 #[path = "it/tools.rs"]
 mod tools;
 #[path = "it/transmission.rs"]

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use backstay_blockdev::{BlockDevice, Caps, Extent, ExtentKind, Geometry};
 use backstay_daemon::PointDisk;
-use backstay_nbd::server::{ExportInfo, Exports, Listen, OpenError, ServerConfig, ServerHandle};
+use backstay_nbd::server::{
+    ClientInfo, ExportInfo, Exports, Listen, OpenError, Opened, ServerConfig, ServerHandle,
+};
 
 use super::copy::Copied;
 use super::landing::Landing;
@@ -92,13 +94,15 @@ impl BlockDevice for Counted {
 struct One(Arc<Counted>);
 
 impl Exports for One {
-    fn list(&self) -> Vec<ExportInfo> {
+    fn list(&self, _client: &ClientInfo) -> Vec<ExportInfo> {
         vec![ExportInfo { name: String::new(), description: String::new() }]
     }
 
-    fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>, OpenError> {
-        let found = name.is_empty().then(|| Arc::clone(&self.0) as Arc<dyn BlockDevice>);
-        found.ok_or(OpenError::Unknown)
+    fn open(&self, name: &str, _client: &ClientInfo) -> Result<Opened, OpenError> {
+        match name {
+            "" => Ok(Opened::new(self.0.clone())),
+            _ => Err(OpenError::Unknown),
+        }
     }
 }
 

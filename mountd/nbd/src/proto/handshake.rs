@@ -56,6 +56,7 @@ pub mod reply {
     pub const ERR_SHUTDOWN: u32 = ERROR_BIT | 7;
     pub const ERR_BLOCK_SIZE_REQD: u32 = ERROR_BIT | 8;
     pub const ERR_TOO_BIG: u32 = ERROR_BIT | 9;
+    pub const ERR_EXT_HEADER_REQD: u32 = ERROR_BIT | 10;
 }
 
 /// proto.md, "NBD_REP_INFO", information types.

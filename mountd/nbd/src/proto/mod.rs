@@ -4,6 +4,7 @@
 //! All numbers on the wire are big endian (proto.md, "Conventions").
 
 pub mod errno;
+pub mod extended;
 pub mod handshake;
 pub mod transmission;
 
@@ -33,15 +34,17 @@ pub const MAX_STRING_BYTES: usize = 4096;
 pub const MAX_OPTION_BYTES: usize = MAX_STRING_BYTES + 512;
 /// Options one client may send before it must have chosen an export.
 pub const MAX_OPTIONS: usize = 64;
-/// Metadata contexts one client may ask for at once; there is one to get.
+/// Metadata contexts one client may ask for at once; there are two to get.
 pub const MAX_QUERIES: usize = 64;
 /// proto.md, "Size constraints": the payload every server should take, and the most ours takes.
 pub const MAX_PAYLOAD_BYTES: u32 = 32 << 20;
 /// Extents in one block status reply; a client asks again from where it ended.
 pub const MAX_EXTENTS: usize = 4096;
 
-/// The one metadata context served: what is allocated, what reads as zeros.
+/// The metadata context that tells what is allocated and what reads as zeros.
 pub const BASE_ALLOCATION: &str = "base:allocation";
+/// The metadata context that tells where bytes are (mountd/docs/PROTOCOLS.md, "Presence").
+pub const BACKSTAY_PRESENCE: &str = "backstay:presence";
 
 /// Bytes that do not follow the protocol: what is wrong, with the offending value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -121,6 +124,11 @@ impl<'a> Reader<'a> {
             n => Err(Malformed::new("bytes are left over in the message", n as u64)),
         }
     }
+}
+
+/// Whether bytes may be a string: UTF-8, no NUL, not too long.
+pub(crate) fn is_text(bytes: &[u8]) -> bool {
+    text(bytes).is_ok()
 }
 
 /// proto.md, "Values", strings: UTF-8, no NUL.

@@ -1,5 +1,6 @@
 //! The transmission phase (proto.md, "Transmission"): requests, simple replies, structured replies.
 
+use super::extended::ReplyTo;
 use super::{Malformed, REQUEST_MAGIC, Reader, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC};
 
 /// Bytes of a request's header.
@@ -29,6 +30,7 @@ pub mod flag {
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
     pub const SEND_CACHE: u16 = 1 << 10;
     pub const SEND_FAST_ZERO: u16 = 1 << 11;
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// proto.md, "Request types".
@@ -52,6 +54,7 @@ pub mod command_flag {
     pub const DF: u16 = 1 << 2;
     pub const REQ_ONE: u16 = 1 << 3;
     pub const FAST_ZERO: u16 = 1 << 4;
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// proto.md, "Structured reply types".
@@ -63,6 +66,7 @@ pub mod chunk {
     pub const OFFSET_DATA: u16 = 1;
     pub const OFFSET_HOLE: u16 = 2;
     pub const BLOCK_STATUS: u16 = 5;
+    pub const BLOCK_STATUS_EXT: u16 = 6;
     /// Set in the type of every chunk that is an error.
     pub const ERROR_BIT: u16 = 1 << 15;
     pub const ERROR: u16 = ERROR_BIT | 1;
@@ -74,6 +78,16 @@ pub mod chunk {
 pub mod state {
     pub const HOLE: u32 = 1 << 0;
     pub const ZERO: u32 = 1 << 1;
+}
+
+/// The bits of backstay:presence (mountd/docs/PROTOCOLS.md, "Presence").
+pub mod presence {
+    /// A chunk of the store holds the bytes.
+    pub const STORED: u32 = 1 << 0;
+    /// The bytes can be read without fetching anything.
+    pub const AT_HAND: u32 = 1 << 1;
+    /// The bytes were written and lie in the overlay.
+    pub const OVERLAID: u32 = 1 << 2;
 }
 
 /// A request of the client. WRITE has `len` bytes of payload behind it.
@@ -280,46 +294,42 @@ const PIECE_BYTES: u64 = 64 << 10;
 /// A piece shorter than this is sent as data: a hole chunk must not be longer than what it replaces.
 const MIN_HOLE_BYTES: usize = 512;
 
-/// Turns data that was read into the structured reply to a READ, in place: runs of zeros become
+/// Turns data that was read into the chunks of the reply to a READ, in place: runs of zeros become
 /// OFFSET_HOLE chunks, and what remains moves up.
 ///
-/// `buf` holds the data of `offset..` behind [`DATA_CHUNK_HEAD_BYTES`] of free space. Answers how
+/// `buf` holds the data of `to.offset..` behind [`ReplyTo::data_head_bytes`] of free space. Answers how
 /// many bytes at the front of `buf` are the reply. With `one_chunk` (proto.md, `NBD_CMD_FLAG_DF`)
 /// there is exactly one chunk.
-pub fn encode_read_in_place(buf: &mut [u8], cookie: u64, offset: u64, one_chunk: bool) -> usize {
-    let data_len = buf.len() - DATA_CHUNK_HEAD_BYTES;
+pub fn encode_read_in_place(buf: &mut [u8], to: &ReplyTo, one_chunk: bool) -> usize {
+    let (header, head) = (to.header_bytes(), to.data_head_bytes());
+    let data_len = buf.len() - head;
     if data_len == 0 {
-        let header =
-            ChunkHeader { flags: chunk::FLAG_DONE, kind: chunk::NONE, cookie, len: 0 }.encode();
-        buf[..CHUNK_HEADER_BYTES].copy_from_slice(&header);
-        return CHUNK_HEADER_BYTES;
+        to.put_header(buf, chunk::FLAG_DONE, chunk::NONE, 0);
+        return header;
     }
     let mut written = 0;
     let mut at = 0;
     while at < data_len {
+        let offset = to.offset + at as u64;
         let (run, hole) = if one_chunk {
-            (data_len, is_hole(&buf[DATA_CHUNK_HEAD_BYTES..]))
+            (data_len, is_hole(&buf[head..]))
         } else {
-            next_run(&buf[DATA_CHUNK_HEAD_BYTES + at..], offset + at as u64)
+            next_run(&buf[head + at..], offset)
         };
         let flags = if at + run == data_len { chunk::FLAG_DONE } else { 0 };
-        let place = (offset + at as u64).to_be_bytes();
         if hole {
-            let header = ChunkHeader { flags, kind: chunk::OFFSET_HOLE, cookie, len: 12 };
-            buf[written..written + CHUNK_HEADER_BYTES].copy_from_slice(&header.encode());
-            buf[written + 20..written + 28].copy_from_slice(&place);
-            buf[written + 28..written + 32].copy_from_slice(&(run as u32).to_be_bytes());
-            written += HOLE_CHUNK_BYTES;
+            to.put_header(&mut buf[written..], flags, chunk::OFFSET_HOLE, 12);
+            let payload = &mut buf[written + header..written + to.hole_bytes()];
+            payload[..8].copy_from_slice(&offset.to_be_bytes());
+            payload[8..].copy_from_slice(&(run as u32).to_be_bytes());
+            written += to.hole_bytes();
         } else {
             // The space freed by the holes before is never less than the headers need: every run
             // but the first data run follows a hole of at least MIN_HOLE_BYTES.
-            let from = DATA_CHUNK_HEAD_BYTES + at;
-            buf.copy_within(from..from + run, written + DATA_CHUNK_HEAD_BYTES);
-            let len = 8 + run as u32;
-            let header = ChunkHeader { flags, kind: chunk::OFFSET_DATA, cookie, len };
-            buf[written..written + CHUNK_HEADER_BYTES].copy_from_slice(&header.encode());
-            buf[written + 20..written + 28].copy_from_slice(&place);
-            written += DATA_CHUNK_HEAD_BYTES + run;
+            buf.copy_within(head + at..head + at + run, written + head);
+            to.put_header(&mut buf[written..], flags, chunk::OFFSET_DATA, 8 + run as u32);
+            buf[written + header..written + head].copy_from_slice(&offset.to_be_bytes());
+            written += head + run;
         }
         at += run;
     }

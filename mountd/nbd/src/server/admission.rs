@@ -12,7 +12,7 @@ use super::ServerConfig;
 
 /// Whom a connection counts for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Peer {
+pub(super) enum Source {
     /// An IP address.
     Address(IpAddr),
     /// A user of this machine, by Unix socket.
@@ -31,13 +31,13 @@ pub(super) struct Admission {
 #[derive(Debug, Default)]
 struct State {
     // Both are bounded by the total, which `admit` keeps below its cap.
-    per_peer: HashMap<Peer, usize>,
+    per_peer: HashMap<Source, usize>,
     handshakes: VecDeque<Arc<Place>>,
     total: usize,
 }
 
 impl State {
-    fn release(&mut self, peer: Peer) {
+    fn release(&mut self, peer: Source) {
         self.total -= 1;
         if let Some(own) = self.per_peer.get_mut(&peer) {
             *own -= 1;
@@ -58,7 +58,7 @@ impl State {
 /// One connection's place.
 #[derive(Debug)]
 struct Place {
-    peer: Peer,
+    peer: Source,
     evicted: Notify,
 }
 
@@ -89,7 +89,7 @@ impl Admission {
 
     /// A permit, or `None` when there is no room for this peer. May push out the oldest handshake,
     /// whose place is free at once, however long its connection takes to end.
-    pub(super) fn admit(&self, peer: Peer) -> Option<Permit> {
+    pub(super) fn admit(&self, peer: Source) -> Option<Permit> {
         let mut state = lock(&self.state);
         let full = state.handshakes.len() >= self.max_handshakes;
         let oldest = state.handshakes.front().filter(|_| full).cloned();
@@ -115,10 +115,6 @@ impl Admission {
 }
 
 impl Permit {
-    pub(super) fn peer(&self) -> Peer {
-        self.place.peer
-    }
-
     /// Returns when this handshake must give way.
     pub(super) async fn evicted(&self) {
         self.place.evicted.notified().await;
@@ -160,24 +156,24 @@ mod tests {
     #[test]
     fn one_peer_cannot_take_every_place() {
         let admission = admission(10, 2, 6, 100);
-        let greedy: Vec<_> = (0..20).filter_map(|_| admission.admit(Peer::User(1))).collect();
+        let greedy: Vec<_> = (0..20).filter_map(|_| admission.admit(Source::User(1))).collect();
         assert_eq!(greedy.len(), 6);
-        let second: Vec<_> = (0..20).filter_map(|_| admission.admit(Peer::User(2))).collect();
+        let second: Vec<_> = (0..20).filter_map(|_| admission.admit(Source::User(2))).collect();
         assert_eq!(second.len(), 2, "two places are kept for newcomers");
-        let newcomers: Vec<_> = (3..9).filter_map(|id| admission.admit(Peer::User(id))).collect();
+        let newcomers: Vec<_> = (3..9).filter_map(|id| admission.admit(Source::User(id))).collect();
         assert_eq!(newcomers.len(), 2);
         drop(greedy);
-        assert!(admission.admit(Peer::User(2)).is_some(), "places come back");
+        assert!(admission.admit(Source::User(2)).is_some(), "places come back");
     }
 
     #[tokio::test]
     async fn the_oldest_handshake_gives_way() {
         let admission = admission(10, 0, 10, 2);
-        let chosen = admission.admit(Peer::User(1)).unwrap();
+        let chosen = admission.admit(Source::User(1)).unwrap();
         assert!(chosen.chosen());
-        let first = admission.admit(Peer::User(1)).unwrap();
-        let second = admission.admit(Peer::User(1)).unwrap();
-        let _third = admission.admit(Peer::User(1)).unwrap();
+        let first = admission.admit(Source::User(1)).unwrap();
+        let second = admission.admit(Source::User(1)).unwrap();
+        let _third = admission.admit(Source::User(1)).unwrap();
         assert!(!first.chosen(), "it comes too late");
         let soon = std::time::Duration::from_millis(20);
         tokio::time::timeout(soon * 100, first.evicted()).await.unwrap();
@@ -187,7 +183,7 @@ mod tests {
         drop(first);
         let more: Vec<_> = (2..20)
             .filter_map(|id| {
-                let permit = admission.admit(Peer::User(id))?;
+                let permit = admission.admit(Source::User(id))?;
                 assert!(permit.chosen());
                 Some(permit)
             })

@@ -11,7 +11,7 @@ use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{TcpListener, UnixListener};
 
-use super::admission::Peer;
+use super::peer::Peer;
 use crate::error::{Error, ErrorKind};
 
 /// Connections the kernel keeps for us until they are accepted.
@@ -187,13 +187,14 @@ impl Accepting {
             Self::Tcp(socket) => {
                 let (stream, address) = socket.accept().await?;
                 // An IPv4 client of a dual-stack socket is the same client.
-                let address = address.ip().to_canonical();
-                Ok((Accepted::Tcp(stream.into_std()?), Peer::Address(address)))
+                let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+                Ok((Accepted::Tcp(stream.into_std()?), Peer::Tcp(address)))
             }
             Self::Unix { socket, .. } => {
                 let (stream, _) = socket.accept().await?;
-                let user = stream.peer_cred()?.uid();
-                Ok((Accepted::Unix(stream.into_std()?), Peer::User(user)))
+                let cred = stream.peer_cred()?;
+                let peer = Peer::Unix { uid: cred.uid(), gid: cred.gid(), pid: cred.pid() };
+                Ok((Accepted::Unix(stream.into_std()?), peer))
             }
         }
     }

@@ -1,32 +1,42 @@
-//! An NBD server over any [`BlockDevice`].
+//! An NBD server over any [`backstay_blockdev::BlockDevice`].
 //!
 //! A connection is one task on one I/O thread. It reads requests in large gulps, answers what the
 //! device has at hand (`try_read_at`) on the spot, and writes many replies with one call. What may
 //! block goes to a pool of threads shared by all connections, and is answered out of order.
 
+mod access;
 mod admission;
 mod handle;
 mod handshake;
+mod job;
 mod listen;
+mod negotiation;
+mod opened;
 mod out;
+mod peer;
 mod pool;
+mod table;
 mod transmission;
 mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstay_blockdev::BlockDevice;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::error::Error;
-use admission::{Admission, Permit};
+pub use access::{Access, IpPrefix, Permission, Who};
+use admission::{Admission, Permit, Source as Counted};
 pub use handle::ServerHandle;
 use listen::Accepting;
 pub use listen::{BoundAddress, Listen, Listener};
+use negotiation::TlsPolicy;
+pub use opened::{End, Ended, Opened, Usage};
+pub use peer::{ClientCertificate, ClientInfo, Peer};
 use pool::Pool;
+pub use table::{Attached, ExportSpec, ExportTable, Opener, Removed, Source};
 use wire::{Stream, Wire};
 
 /// What is known of an export without opening it.
@@ -50,21 +60,31 @@ pub enum OpenError {
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// The exports a server has. They may come and go while it runs; open devices stay open for the
-/// clients that have them. Methods may block, and may be called from several threads at once.
+/// The exports a server has, to each client its own. They may come and go while it runs; an open
+/// device stays open for the clients that have it, until its owner ends it. Methods may block, and may
+/// be called from several threads at once. [`ExportTable`] is one that is ready.
 pub trait Exports: Send + Sync {
-    /// The exports to show to whoever asks.
-    fn list(&self) -> Vec<ExportInfo>;
+    /// The exports `client` may know of.
+    fn list(&self, client: &ClientInfo) -> Vec<ExportInfo>;
 
     /// Opens one; `""` is the default export. Called only when a client names the export in INFO, GO
-    /// or EXPORT_NAME, never before (CVE-2019-14850). A server may open an export once per
+    /// or EXPORT_NAME, never before (CVE-2019-14850). A server may open an export several times per
     /// connection, so implementations that share one device hand out clones of one `Arc`.
-    fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>, OpenError>;
+    ///
+    /// # Errors
+    /// [`OpenError::Unknown`] also for what `client` may not have.
+    fn open(&self, name: &str, client: &ClientInfo) -> Result<Opened, OpenError>;
 
     /// Whether `open` would know the name; asked when metadata contexts are chosen, which must not
     /// open anything.
-    fn is_known(&self, name: &str) -> bool {
-        name.is_empty() || self.list().iter().any(|export| export.name == name)
+    fn is_known(&self, name: &str, client: &ClientInfo) -> bool {
+        name.is_empty() || self.list(client).iter().any(|export| export.name == name)
+    }
+
+    /// Whether the device of a known export tells its presence, as far as that can be said without
+    /// opening it; asked when metadata contexts are chosen.
+    fn has_presence(&self, _name: &str, _client: &ClientInfo) -> bool {
+        false
     }
 }
 
@@ -78,6 +98,9 @@ pub struct ServerConfig {
     pub idle_timeout: Option<Duration>,
     /// How long requests under way may take to be answered when the server stops or the client leaves.
     pub stop_grace: Duration,
+    /// How long clients of an export that has ended are told so (`ESHUTDOWN`) before their connection
+    /// is closed.
+    pub end_grace: Duration,
     /// Connections at once.
     pub max_connections: usize,
     /// How many of them are kept for addresses that have none yet.
@@ -102,6 +125,7 @@ impl Default for ServerConfig {
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: None,
             stop_grace: Duration::from_secs(5),
+            end_grace: Duration::from_secs(1),
             max_connections: 128,
             reserved_connections: 8,
             max_per_address: 64,
@@ -120,6 +144,12 @@ struct Shared {
     config: ServerConfig,
     admission: Admission,
     pool: Arc<Pool>,
+}
+
+impl Shared {
+    fn tls_policy(&self) -> TlsPolicy {
+        TlsPolicy::Off
+    }
 }
 
 /// Serves until `shutdown` becomes `true` or its sender is gone, then stops orderly: no new
@@ -191,11 +221,11 @@ async fn accept_loop(
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     // Refused ones are closed without a word: words would cost us, not them.
-                    let Some(permit) = shared.admission.admit(peer) else {
+                    let Some(permit) = shared.admission.admit(counted(&peer)) else {
                         tracing::debug!(?peer, "connection refused: too many");
                         continue;
                     };
-                    let task = connection(shared.clone(), stream, permit, shutdown.clone());
+                    let task = connection(shared.clone(), stream, peer, permit, shutdown.clone());
                     connections.spawn_on(task, &runtimes[next % runtimes.len()]);
                     next = next.wrapping_add(1);
                 }
@@ -220,6 +250,14 @@ async fn stop_asked(shutdown: &mut watch::Receiver<bool>) {
     let _ = shutdown.wait_for(|stop| *stop).await;
 }
 
+/// Whom a client counts for: all ports of an address, all processes of a user.
+fn counted(peer: &Peer) -> Counted {
+    match peer {
+        Peer::Tcp(address) => Counted::Address(address.ip()),
+        Peer::Unix { uid, .. } => Counted::User(*uid),
+    }
+}
+
 /// The pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -227,10 +265,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 async fn connection(
     shared: Arc<Shared>,
     stream: listen::Accepted,
+    peer: Peer,
     permit: Permit,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let peer = permit.peer();
+    let mut client = ClientInfo { peer, certificate: None };
     let mut wire = match Stream::new(stream) {
         Ok(stream) => Wire::new(stream),
         Err(error) => {
@@ -247,7 +286,7 @@ async fn connection(
         }
         result = tokio::time::timeout(
             shared.config.handshake_timeout,
-            handshake::negotiate(&mut wire, &shared),
+            handshake::negotiate(&mut wire, &shared, &mut client),
         ) => match result {
             Ok(Ok(Some(negotiated))) => negotiated,
             Ok(Ok(None)) => return,
@@ -264,8 +303,8 @@ async fn connection(
     if !permit.chosen() {
         return;
     }
-    tracing::debug!(?peer, export = negotiated.export, "client attached");
-    let export = negotiated.export.clone();
+    let export = negotiated.agreed.export.clone();
+    tracing::debug!(?peer, export, "client attached");
     match transmission::run(wire, negotiated, &shared, shutdown).await {
         Ok(()) => tracing::debug!(?peer, export, "client left"),
         Err(error) => tracing::debug!(?peer, export, %error, "connection ended"),

@@ -107,7 +107,7 @@ impl Out {
     }
 
     /// Hands as much as possible to the kernel, without waiting. `Ok(false)` when it takes no more.
-    pub(super) fn write(&mut self, stream: &Stream) -> io::Result<bool> {
+    pub(super) fn write(&mut self, stream: &mut Stream) -> io::Result<bool> {
         while self.bytes > 0 {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let mut n = 0;

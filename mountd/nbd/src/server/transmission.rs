@@ -5,21 +5,24 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstay_blockdev::{BlockDevice, Caps, ExtentKind, Geometry, Readahead, WriteFlags};
+use backstay_blockdev::{Caps, Geometry, Readahead};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::Shared;
-use super::handshake::{ALLOCATION_ID, Negotiated};
+use super::handshake::Negotiated;
+use super::job::{Change, Done, Outcome, Ticket, Voice, device_error};
+use super::negotiation::{ALLOCATION_ID, Agreed, Contexts, PRESENCE_ID};
+use super::opened::{Ended, Opened};
 use super::out::{Out, SMALL_BYTES, Segment};
 use super::pool::Pool;
 use super::wire::{Filled, Wire, retry};
 use crate::error::{Error, ErrorKind};
-use crate::proto::transmission::{
-    DATA_CHUNK_HEAD_BYTES, REQUEST_BYTES, Request, SIMPLE_REPLY_BYTES, command, command_flag,
-    encode_block_status, encode_error_chunk, encode_read_in_place, encode_simple_reply, state,
+use crate::proto::extended::{
+    ExtendedRequest, MAX_STATUS_PAYLOAD_BYTES, ReplyTo, decode_request, decode_status_payload,
 };
+use crate::proto::transmission::{command, command_flag};
 use crate::proto::{MAX_EXTENTS, MAX_PAYLOAD_BYTES, errno};
 
 /// Requests of one connection in the pool at once.
@@ -27,102 +30,29 @@ const MAX_QUEUED: usize = 256;
 /// Reads up to this size are tried on the spot; longer ones go to the pool. Waking a thread costs some
 /// 10 us, copying 128 KiB about as much; beyond it, copying one reply while another is sent doubled the
 /// rate of a single connection, and a long copy does not hold up the connections of the same thread.
-const MAX_INLINE_BYTES: u32 = 128 << 10;
+const MAX_INLINE_BYTES: u64 = 128 << 10;
 /// Replies gathered before they are handed to the kernel.
 const BATCH_BYTES: usize = 256 << 10;
 
-/// The payload of a WRITE on its way in.
+/// After how long a write that the device put off is tried again.
+const PAUSE: Duration = Duration::from_millis(250);
+/// Batches after which a busy connection lets others of its thread go first.
+const TURN: usize = 16;
+
+/// A payload on its way in.
 struct Payload {
-    request: Request,
-    /// Where it goes; `None` when the request is already known to fail.
+    request: ExtendedRequest,
+    /// Where it goes; the error number when the request is already known to fail.
     into: Result<Vec<u8>, u32>,
     filled: usize,
 }
 
-/// A reply from the pool.
-struct Done {
-    segment: Segment,
-    charged: u64,
-}
-
-/// The duty to answer one request from the pool: dropped unanswered (a panic, a stopped pool), it
-/// answers `EIO`, so that no client waits for ever.
-struct Ticket {
-    replies: mpsc::UnboundedSender<Done>,
-    cookie: u64,
-    structured: bool,
-    charged: u64,
-    answered: bool,
-}
-
-impl Ticket {
-    fn send(&mut self, segment: Segment) {
-        self.answered = true;
-        // The receiver is gone when the connection is; then nobody waits for the reply.
-        let _ = self.replies.send(Done { segment, charged: self.charged });
-    }
-
-    fn fail(&mut self, errno: u32, message: &str) {
-        let reply = error_reply(self.cookie, errno, message, self.structured);
-        self.send(Segment::whole(reply));
-    }
-
-    fn finish(&mut self, request: &Request, result: Result<(), backstay_blockdev::Error>) {
-        match result {
-            Ok(()) => self.send(Segment::whole(encode_simple_reply(self.cookie, 0).to_vec())),
-            Err(error) => {
-                let (errno, message) = device_error(request, &error);
-                self.fail(errno, message);
-            }
-        }
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.fail(errno::EIO, "the request was given up");
-        }
-    }
-}
-
-fn error_reply(cookie: u64, errno: u32, message: &str, structured: bool) -> Vec<u8> {
-    if structured {
-        encode_error_chunk(cookie, errno, message)
-    } else {
-        encode_simple_reply(cookie, errno).to_vec()
-    }
-}
-
-/// The wire's error for a device error. The client is told what it can use; paths and causes are for
-/// the log.
-fn device_error(request: &Request, error: &backstay_blockdev::Error) -> (u32, &'static str) {
-    use backstay_blockdev::ErrorKind as Kind;
-    tracing::warn!(
-        command = request.command,
-        offset = request.offset,
-        len = request.len,
-        %error,
-        "a request failed"
-    );
-    let message = match error.kind() {
-        Kind::OutOfRange => "beyond the end of the export",
-        Kind::ReadOnly => "the export is read-only",
-        Kind::Unsupported => "not supported by the export",
-        Kind::NoSpace => "no space left",
-        Kind::Damaged => "the stored data is damaged",
-        _ => "input/output error",
-    };
-    (errno::from_device(error.kind()), message)
-}
-
 struct Session {
     wire: Wire,
-    device: Arc<dyn BlockDevice>,
+    opened: Opened,
+    agreed: Agreed,
     geometry: Geometry,
     caps: Caps,
-    structured: bool,
-    allocation: bool,
     readahead: Readahead,
     out: Out,
     pool: Arc<Pool>,
@@ -131,11 +61,16 @@ struct Session {
     queued_bytes: u64,
     max_bytes: u64,
     payload: Option<Payload>,
+    /// Changes that the device put off; still counted as queued.
+    parked: Vec<(Change, u64)>,
+    retry_at: Instant,
+    /// The export has ended: requests are answered, with `ESHUTDOWN`.
+    ended: bool,
     /// No more requests are read: the client left or the server stops.
     closing: bool,
 }
 
-/// Serves one client until it leaves or the server stops.
+/// Serves one client until it leaves, its export ends or the server stops.
 pub(super) async fn run(
     wire: Wire,
     negotiated: Negotiated,
@@ -143,15 +78,15 @@ pub(super) async fn run(
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), Error> {
     // Unbounded by type; MAX_QUEUED bounds what can be in it.
-    let (sender, mut replies) = mpsc::unbounded_channel();
-    let geometry = negotiated.device.geometry();
-    let mut session = Session {
+    let (sender, replies) = mpsc::unbounded_channel();
+    let Negotiated { opened, agreed } = negotiated;
+    let (geometry, caps) = (opened.device.geometry(), opened.device.caps());
+    let session = Session {
         wire,
+        opened,
+        agreed,
         geometry,
-        caps: negotiated.device.caps(),
-        device: negotiated.device,
-        structured: negotiated.structured,
-        allocation: negotiated.allocation,
+        caps,
         readahead: Readahead::new(geometry.size_bytes),
         out: Out::default(),
         pool: shared.pool.clone(),
@@ -160,41 +95,76 @@ pub(super) async fn run(
         queued_bytes: 0,
         max_bytes: shared.config.max_inflight_bytes_per_connection,
         payload: None,
+        parked: Vec::new(),
+        retry_at: Instant::now(),
+        ended: false,
         closing: false,
     };
-    let grace = shared.config.stop_grace;
-    let idle = shared.config.idle_timeout;
-    session.serve(&mut replies, super::stop_asked(&mut shutdown), grace, idle).await
+    let times = Times {
+        stop_grace: shared.config.stop_grace,
+        end_grace: shared.config.end_grace,
+        idle: shared.config.idle_timeout,
+        stopped: Ended::of(shutdown.clone()),
+    };
+    session.serve(replies, super::stop_asked(&mut shutdown), times).await
+}
+
+/// When a session ends.
+struct Times {
+    stop_grace: Duration,
+    end_grace: Duration,
+    idle: Option<Duration>,
+    stopped: Ended,
 }
 
 impl Session {
     async fn serve(
-        &mut self,
-        replies: &mut mpsc::UnboundedReceiver<Done>,
+        mut self,
+        mut replies: mpsc::UnboundedReceiver<Done>,
         stopped: impl Future<Output = ()>,
-        grace: Duration,
-        idle: Option<Duration>,
+        times: Times,
     ) -> Result<(), Error> {
         let mut stopped = pin!(stopped);
+        let mut life = self.opened.ended.clone();
         let mut deadline: Option<Instant> = None;
+        let mut close_at: Option<Instant> = None;
+        let mut turns = 0;
         loop {
             while let Ok(done) = replies.try_recv() {
                 self.take_reply(done);
             }
+            // A client that keeps us busy must not keep us from hearing this.
+            self.closing |= times.stopped.is_ended();
+            if !self.ended && life.is_ended() {
+                self.ended = true;
+                close_at = Some(Instant::now() + times.end_grace);
+            }
+            self.closing |= close_at.is_some_and(|at| at <= Instant::now());
+            self.retry_parked();
             let progress = self.take_requests()?;
             let lost = |e| Error::io("the client left", e);
-            let sent = self.out.write(&self.wire.stream).map_err(lost)?;
+            let sent = self.out.write(&mut self.wire.stream).map_err(lost)?;
             if self.closing && self.queued == 0 && sent {
                 return Ok(());
             }
             if progress && sent {
+                turns += 1;
+                if turns % TURN == 0 {
+                    tokio::task::yield_now().await;
+                }
                 continue;
             }
             if self.closing {
-                deadline.get_or_insert_with(|| Instant::now() + grace);
+                deadline.get_or_insert_with(|| Instant::now() + times.stop_grace);
             } else {
-                deadline = idle.filter(|_| self.queued == 0 && sent).map(|d| Instant::now() + d);
+                let idle = times.idle.filter(|_| self.queued == 0 && sent);
+                deadline = idle.map(|d| Instant::now() + d);
             }
+            let wake = close_at
+                .filter(|_| !self.closing)
+                .into_iter()
+                .chain((!self.parked.is_empty()).then_some(self.retry_at))
+                .min();
             // Both at once: a client may send more before it takes what it asked for.
             let interest = match (self.may_read(), sent) {
                 (true, true) => Some(Interest::READABLE),
@@ -208,8 +178,9 @@ impl Session {
                 ready = self.wire.stream.ready(interest.unwrap_or(Interest::READABLE)),
                     if interest.is_some() => ready.map_err(lost)?,
                 () = &mut stopped, if !self.closing => self.closing = true,
-                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)),
-                    if deadline.is_some() => {
+                () = life.ended(), if !self.ended => {}
+                () = sleep_until(wake), if wake.is_some() => {}
+                () = sleep_until(deadline), if deadline.is_some() => {
                     return Err(Error::new(ErrorKind::Timeout, "the client was quiet for too long"));
                 }
             }
@@ -217,9 +188,40 @@ impl Session {
     }
 
     fn take_reply(&mut self, done: Done) {
-        self.queued -= 1;
-        self.queued_bytes -= done.charged;
-        self.out.push(done.segment);
+        match done.outcome {
+            Outcome::Reply(segment) => {
+                self.queued -= 1;
+                self.queued_bytes -= done.charged;
+                self.out.push(segment);
+            }
+            Outcome::Paused(change) => {
+                if self.parked.is_empty() {
+                    self.retry_at = Instant::now() + PAUSE;
+                }
+                self.parked.push((change, done.charged));
+            }
+        }
+    }
+
+    /// Tries again what the device put off, when it is time, or gives it up when there is no use.
+    fn retry_parked(&mut self) {
+        let over = self.ended || self.closing;
+        if self.parked.is_empty() || (!over && Instant::now() < self.retry_at) {
+            return;
+        }
+        for (change, charged) in std::mem::take(&mut self.parked) {
+            self.queued -= 1;
+            self.queued_bytes -= charged;
+            if !over {
+                self.change(change);
+                continue;
+            }
+            let (errno, why) = match self.ended {
+                true => (errno::ENOSPC, "no space left"),
+                false => (errno::ESHUTDOWN, "the server is stopping"),
+            };
+            self.out.push(Segment::whole(change.voice.error(errno, why)));
+        }
     }
 
     /// Whether there is room for another request.
@@ -241,9 +243,12 @@ impl Session {
                 if !self.take_payload()? {
                     return Ok(false);
                 }
-            } else if let Some(head) = self.wire.peek::<REQUEST_BYTES>() {
-                let request = Request::decode(head).map_err(|e| Error::codec("bad request", e))?;
-                self.wire.consume(REQUEST_BYTES);
+                continue;
+            }
+            let next = decode_request(self.wire.buffered(), self.agreed.extended)
+                .map_err(|e| Error::codec("bad request", e))?;
+            if let Some((request, header_bytes)) = next {
+                self.wire.consume(header_bytes);
                 self.handle(request)?;
             } else if !self.fill()? {
                 return Ok(false);
@@ -264,66 +269,90 @@ impl Session {
         }
     }
 
-    fn error(&mut self, request: &Request, errno: u32, message: &str) {
+    fn voice(&self, request: &ExtendedRequest) -> Voice {
+        let Agreed { extended, structured, .. } = self.agreed;
         // proto.md, "Structured replies": required for READ and BLOCK_STATUS, a choice elsewhere.
-        let structured =
-            self.structured && matches!(request.command, command::READ | command::BLOCK_STATUS);
-        let reply = error_reply(request.cookie, errno, message, structured);
-        self.out.push(Segment::whole(reply));
+        let content = matches!(request.command, command::READ | command::BLOCK_STATUS);
+        let to = ReplyTo { extended, cookie: request.cookie, offset: request.offset };
+        Voice { to, chunks: extended || (structured && content) }
     }
 
-    fn success(&mut self, request: &Request) {
-        self.out.push(Segment::whole(encode_simple_reply(request.cookie, 0).to_vec()));
+    fn error(&mut self, request: &ExtendedRequest, errno: u32, message: &str) {
+        self.out.push(Segment::whole(self.voice(request).error(errno, message)));
     }
 
-    fn handle(&mut self, request: Request) -> Result<(), Error> {
-        match request.command {
-            command::DISC => {
-                self.closing = true;
-                return Ok(());
-            }
-            command::WRITE if request.len > MAX_PAYLOAD_BYTES => {
-                return Err(Error::protocol(format!("a write of {} bytes", request.len)));
-            }
-            _ => {}
-        }
-        let checked = self.check(&request);
-        if request.command == command::WRITE {
-            let into =
-                checked.map(|()| self.out.buffer(request.len as usize)).map_err(|(errno, _)| errno);
-            self.payload = Some(Payload { request, into, filled: 0 });
+    fn success(&mut self, request: &ExtendedRequest) {
+        self.out.push(Segment::whole(self.voice(request).success()));
+    }
+
+    fn handle(&mut self, request: ExtendedRequest) -> Result<(), Error> {
+        if request.command == command::DISC {
+            self.closing = true;
             return Ok(());
         }
-        if let Err((errno, message)) = checked {
+        self.opened.usage.add_request();
+        let told = self.agreed.extended && request.flags & command_flag::PAYLOAD_LEN != 0;
+        if told || request.command == command::WRITE {
+            return self.expect_payload(request);
+        }
+        if let Err((errno, message)) = self.check(&request) {
             self.error(&request, errno, message);
             return Ok(());
         }
         match request.command {
             command::READ => self.read(request),
             command::CACHE => {
-                self.device.prefetch(request.offset, request.len.into());
+                self.opened.device.prefetch(request.offset, request.len);
                 self.success(&request);
             }
             command::FLUSH if !self.caps.writable => self.success(&request),
-            command::BLOCK_STATUS => self.block_status(request),
-            _ => self.change(request),
+            command::BLOCK_STATUS => self.block_status(request, self.agreed.contexts),
+            _ => {
+                let voice = self.voice(&request);
+                self.change(Change { request, voice, payload: Vec::new() });
+            }
         }
         Ok(())
     }
 
+    /// A payload follows, whatever becomes of the request.
+    fn expect_payload(&mut self, request: ExtendedRequest) -> Result<(), Error> {
+        let len = request.len;
+        if len > MAX_PAYLOAD_BYTES.into() {
+            return Err(Error::protocol(format!("a payload of {len} bytes")));
+        }
+        let into = match request.command {
+            // proto.md wants PAYLOAD_LEN here with extended headers; QEMU 10.0 leaves it out.
+            command::WRITE => self
+                .check(&request)
+                .map(|()| self.out.buffer(len as usize))
+                .map_err(|(errno, _)| errno),
+            command::BLOCK_STATUS if (8..=MAX_STATUS_PAYLOAD_BYTES).contains(&len) => {
+                Ok(vec![0; len as usize])
+            }
+            _ => Err(errno::EINVAL),
+        };
+        self.payload = Some(Payload { request, into, filled: 0 });
+        Ok(())
+    }
+
     /// Whether a request can be done at all; the error number and the reason if not.
-    fn check(&self, request: &Request) -> Result<(), (u32, &'static str)> {
-        use command_flag::{DF, FAST_ZERO, FUA, NO_HOLE, REQ_ONE};
+    fn check(&self, request: &ExtendedRequest) -> Result<(), (u32, &'static str)> {
+        use command_flag::{DF, FAST_ZERO, FUA, NO_HOLE, PAYLOAD_LEN, REQ_ONE};
+        if self.ended {
+            return Err((errno::ESHUTDOWN, "the export has ended"));
+        }
         let caps = self.caps;
+        let payload = if self.agreed.extended { PAYLOAD_LEN } else { 0 };
         // FUA means nothing where nothing is written, and is allowed everywhere.
         let (flags, offered, writes) = match request.command {
-            command::READ => (if self.structured { FUA | DF } else { FUA }, true, false),
-            command::WRITE => (FUA, true, true),
+            command::READ => (if self.agreed.structured { FUA | DF } else { FUA }, true, false),
+            command::WRITE => (FUA | payload, true, true),
             command::FLUSH => (FUA, true, false),
             command::TRIM => (FUA, caps.trim, true),
             command::CACHE => (FUA, true, false),
             command::WRITE_ZEROES => (FUA | NO_HOLE | FAST_ZERO, caps.write_zeroes, true),
-            command::BLOCK_STATUS => (FUA | REQ_ONE, self.allocation, false),
+            command::BLOCK_STATUS => (FUA | REQ_ONE, self.agreed.contexts.any(), false),
             _ => return Err((errno::EINVAL, "unknown command")),
         };
         if writes && !caps.writable {
@@ -339,19 +368,22 @@ impl Session {
             // proto.md: offset and length are reserved and zero; nothing depends on them.
             return Ok(());
         }
-        let len = u64::from(request.len);
-        if self.geometry.check(request.offset, len).is_err() {
+        self.check_range(request)
+    }
+
+    fn check_range(&self, request: &ExtendedRequest) -> Result<(), (u32, &'static str)> {
+        if self.geometry.check(request.offset, request.len).is_err() {
             let fills = matches!(request.command, command::WRITE | command::WRITE_ZEROES);
             let errno = if fills { errno::ENOSPC } else { errno::EINVAL };
             return Err((errno, "beyond the end of the export"));
         }
         let block = u64::from(self.geometry.min_block_bytes.max(1));
-        let end = request.offset + len;
+        let end = request.offset + request.len;
         let aligned = end.is_multiple_of(block) || end == self.geometry.size_bytes;
         if !request.offset.is_multiple_of(block) || !aligned {
             return Err((errno::EINVAL, "not aligned to the smallest block"));
         }
-        if request.command == command::READ && request.len > MAX_PAYLOAD_BYTES {
+        if request.command == command::READ && request.len > MAX_PAYLOAD_BYTES.into() {
             return Err((errno::EINVAL, "longer than the largest payload"));
         }
         if request.command == command::BLOCK_STATUS && request.len == 0 {
@@ -360,37 +392,38 @@ impl Session {
         Ok(())
     }
 
-    fn read(&mut self, request: Request) {
-        if let Some((offset, len)) = self.readahead.on_read(request.offset, request.len.into()) {
-            self.device.prefetch(offset, len);
+    fn read(&mut self, request: ExtendedRequest) {
+        self.opened.usage.add_read(request.len);
+        if let Some((offset, len)) = self.readahead.on_read(request.offset, request.len) {
+            self.opened.device.prefetch(offset, len);
         }
-        let head = if self.structured { DATA_CHUNK_HEAD_BYTES } else { SIMPLE_REPLY_BYTES };
+        let voice = self.voice(&request);
+        let head = voice.data_head_bytes();
         let space = head + request.len as usize;
-        let structured = self.structured;
         if space <= SMALL_BYTES {
-            let device = &self.device;
+            let device = &self.opened.device;
             let mut tried = Ok(false);
             self.out.small(space, |buf| {
                 tried = device.try_read_at(request.offset, &mut buf[head..]);
-                if let Ok(true) = tried { encode_read(buf, &request, structured) } else { 0 }
+                if let Ok(true) = tried { voice.read_in_place(buf, request.flags) } else { 0 }
             });
             match tried {
                 Ok(true) => {}
-                Ok(false) => self.read_in_pool(request, head, vec![0; space]),
+                Ok(false) => self.read_in_pool(request, vec![0; space]),
                 Err(error) => self.device_error(&request, &error),
             }
             return;
         }
         let mut buf = self.out.buffer(space);
         if request.len > MAX_INLINE_BYTES {
-            return self.read_in_pool(request, head, buf);
+            return self.read_in_pool(request, buf);
         }
-        match self.device.try_read_at(request.offset, &mut buf[head..space]) {
+        match self.opened.device.try_read_at(request.offset, &mut buf[head..space]) {
             Ok(true) => {
-                let end = encode_read(&mut buf[..space], &request, structured);
+                let end = voice.read_in_place(&mut buf[..space], request.flags);
                 self.out.push(Segment { buf, start: 0, end });
             }
-            Ok(false) => self.read_in_pool(request, head, buf),
+            Ok(false) => self.read_in_pool(request, buf),
             Err(error) => {
                 self.out.recycle(buf);
                 self.device_error(&request, &error);
@@ -398,85 +431,37 @@ impl Session {
         }
     }
 
-    fn device_error(&mut self, request: &Request, error: &backstay_blockdev::Error) {
+    fn device_error(&mut self, request: &ExtendedRequest, error: &backstay_blockdev::Error) {
         let (errno, message) = device_error(request, error);
         self.error(request, errno, message);
     }
 
-    fn ticket(&mut self, request: &Request, charged: u64) -> Ticket {
+    fn ticket(&mut self, voice: Voice, charged: u64) -> Ticket {
         self.queued += 1;
         self.queued_bytes += charged;
-        Ticket {
-            replies: self.sender.clone(),
-            cookie: request.cookie,
-            structured: self.structured
-                && matches!(request.command, command::READ | command::BLOCK_STATUS),
-            charged,
-            answered: false,
-        }
+        Ticket { replies: self.sender.clone(), voice, charged, answered: false }
     }
 
-    fn read_in_pool(&mut self, request: Request, head: usize, mut buf: Vec<u8>) {
-        let mut ticket = self.ticket(&request, buf.len() as u64);
-        let device = self.device.clone();
-        let structured = self.structured;
-        self.pool.spawn(move || {
-            let space = head + request.len as usize;
-            match device.read_at(request.offset, &mut buf[head..space]) {
-                Ok(()) => {
-                    let end = encode_read(&mut buf[..space], &request, structured);
-                    ticket.send(Segment { buf, start: 0, end });
-                }
-                Err(error) => {
-                    let (errno, message) = device_error(&request, &error);
-                    ticket.fail(errno, message);
-                }
-            }
-        });
+    fn read_in_pool(&mut self, request: ExtendedRequest, buf: Vec<u8>) {
+        let ticket = self.ticket(self.voice(&request), buf.len() as u64);
+        let device = self.opened.device.clone();
+        self.pool.spawn(move || ticket.read(&*device, &request, buf));
     }
 
-    fn block_status(&mut self, request: Request) {
+    fn block_status(&mut self, request: ExtendedRequest, contexts: Contexts) {
         let one = request.flags & command_flag::REQ_ONE != 0;
         let max = if one { 1 } else { MAX_EXTENTS };
-        let mut ticket = self.ticket(&request, 8 * max as u64);
-        let device = self.device.clone();
-        self.pool.spawn(move || {
-            match device.extents(request.offset, request.len.into(), max) {
-                Ok(extents) => {
-                    // Extents lie within the request, so their lengths fit its 32 bits.
-                    let list = extents.iter().take(max).map(|extent| {
-                        let state = match extent.kind {
-                            ExtentKind::Data => 0,
-                            ExtentKind::Hole => state::HOLE | state::ZERO,
-                            ExtentKind::Zero => state::ZERO,
-                        };
-                        (extent.len_bytes.min(request.len.into()) as u32, state)
-                    });
-                    let reply = encode_block_status(request.cookie, ALLOCATION_ID, list);
-                    ticket.send(Segment::whole(reply));
-                }
-                Err(error) => {
-                    let (errno, message) = device_error(&request, &error);
-                    ticket.fail(errno, message);
-                }
-            }
-        });
+        let lists = u64::from(contexts.allocation) + u64::from(contexts.presence);
+        let ticket = self.ticket(self.voice(&request), 16 * lists * max as u64);
+        let device = self.opened.device.clone();
+        self.pool.spawn(move || ticket.block_status(&*device, &request, contexts, max));
     }
 
-    /// FLUSH, TRIM and WRITE_ZEROES.
-    fn change(&mut self, request: Request) {
-        let mut ticket = self.ticket(&request, 0);
-        let device = self.device.clone();
-        let flags = write_flags(&request);
-        self.pool.spawn(move || {
-            let (offset, len) = (request.offset, u64::from(request.len));
-            let result = match request.command {
-                command::TRIM => device.trim(offset, len, flags),
-                command::WRITE_ZEROES => device.write_zeroes(offset, len, flags),
-                _ => device.flush(),
-            };
-            ticket.finish(&request, result);
-        });
+    /// WRITE, FLUSH, TRIM and WRITE_ZEROES.
+    fn change(&mut self, change: Change) {
+        let ticket = self.ticket(change.voice, change.payload.len() as u64);
+        let device = self.opened.device.clone();
+        self.pool.spawn(move || ticket.change(&*device, change));
     }
 
     /// Takes what has come of a payload; `false` if the rest has yet to come.
@@ -512,34 +497,41 @@ impl Session {
         }
         let request = payload.request;
         match payload.into {
-            Ok(buf) => {
-                let mut ticket = self.ticket(&request, buf.len() as u64);
-                let device = self.device.clone();
-                let flags = write_flags(&request);
-                self.pool.spawn(move || {
-                    ticket.finish(&request, device.write_at(request.offset, &buf[..len], flags));
-                });
+            Ok(_) if self.ended => self.error(&request, errno::ESHUTDOWN, "the export has ended"),
+            Ok(buf) if request.command == command::WRITE => {
+                self.opened.usage.add_written(request.len);
+                let voice = self.voice(&request);
+                self.change(Change { request, voice, payload: buf });
             }
-            Err(errno) => self.error(&request, errno, ""),
+            Ok(filter) => self.filtered_status(request, &filter),
+            Err(errno) => self.error(&request, errno, "the payload is not wanted"),
         }
         Ok(true)
     }
+
+    /// BLOCK_STATUS with a payload that says which contexts are wanted, and for how much.
+    fn filtered_status(&mut self, mut request: ExtendedRequest, filter: &[u8]) {
+        let Ok((len, ids)) = decode_status_payload(filter) else {
+            return self.error(&request, errno::EINVAL, "the payload cannot be understood");
+        };
+        let all = self.agreed.contexts;
+        let contexts = Contexts {
+            allocation: all.allocation && ids.contains(&ALLOCATION_ID),
+            presence: all.presence && ids.contains(&PRESENCE_ID),
+        };
+        let found = usize::from(contexts.allocation) + usize::from(contexts.presence);
+        if ids.is_empty() || found != ids.len() {
+            return self.error(&request, errno::EINVAL, "a context that was not chosen");
+        }
+        request.len = len;
+        request.flags &= !command_flag::PAYLOAD_LEN;
+        match self.check(&request) {
+            Ok(()) => self.block_status(request, contexts),
+            Err((errno, why)) => self.error(&request, errno, why),
+        }
+    }
 }
 
-/// Turns a buffer with the data of a READ behind its head into the reply; answers its length.
-fn encode_read(buf: &mut [u8], request: &Request, structured: bool) -> usize {
-    if structured {
-        let one = request.flags & command_flag::DF != 0;
-        return encode_read_in_place(buf, request.cookie, request.offset, one);
-    }
-    buf[..SIMPLE_REPLY_BYTES].copy_from_slice(&encode_simple_reply(request.cookie, 0));
-    buf.len()
-}
-
-fn write_flags(request: &Request) -> WriteFlags {
-    WriteFlags {
-        fua: request.flags & command_flag::FUA != 0,
-        no_hole: request.flags & command_flag::NO_HOLE != 0,
-        fast_zero: request.flags & command_flag::FAST_ZERO != 0,
-    }
+async fn sleep_until(at: Option<Instant>) {
+    tokio::time::sleep_until(at.unwrap_or_else(Instant::now)).await;
 }

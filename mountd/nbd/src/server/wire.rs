@@ -95,11 +95,6 @@ impl Wire {
         &self.buffer[self.start..self.end]
     }
 
-    /// The first `N` bytes, if they are there.
-    pub(super) fn peek<const N: usize>(&self) -> Option<&[u8; N]> {
-        self.buffered().first_chunk()
-    }
-
     pub(super) fn consume(&mut self, n: usize) {
         self.start += n.min(self.end - self.start);
     }

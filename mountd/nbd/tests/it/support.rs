@@ -16,7 +16,9 @@ use backstay_nbd::proto::handshake::{
     OptionReplyHeader, decode_greeting, encode_option, option, reply,
 };
 use backstay_nbd::proto::transmission::{ReplyStart, Request, chunk, command};
-use backstay_nbd::server::{ExportInfo, Exports, Listen, OpenError, ServerConfig, ServerHandle};
+use backstay_nbd::server::{
+    ClientInfo, ExportInfo, Exports, Listen, OpenError, Opened, ServerConfig, ServerHandle,
+};
 
 /// Nothing in these tests may take longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -51,7 +53,7 @@ impl OneExport {
 }
 
 impl Exports for OneExport {
-    fn list(&self) -> Vec<ExportInfo> {
+    fn list(&self, _client: &ClientInfo) -> Vec<ExportInfo> {
         let info = |name: &str, text: &str| ExportInfo {
             name: name.to_owned(),
             description: text.to_owned(),
@@ -59,20 +61,24 @@ impl Exports for OneExport {
         vec![info("disk", "the first disk"), info("broken", "cannot be opened")]
     }
 
-    fn open(&self, name: &str) -> Result<Arc<dyn BlockDevice>, OpenError> {
+    fn open(&self, name: &str, _client: &ClientInfo) -> Result<Opened, OpenError> {
         self.opened.fetch_add(1, Ordering::SeqCst);
         match name {
-            "" | "disk" => Ok(self.device.clone()),
+            "" | "disk" => Ok(Opened::new(self.device.clone())),
             "broken" => Err(OpenError::Failed("the secret path /srv/x is gone".into())),
             _ => Err(OpenError::Unknown),
         }
     }
+
+    fn has_presence(&self, name: &str, _client: &ClientInfo) -> bool {
+        name != "broken" && self.device.caps().presence
+    }
 }
 
 /// A server on a Unix socket in a directory of its own.
-pub(crate) struct Server {
+pub(crate) struct Server<E = OneExport> {
     pub(crate) handle: Option<ServerHandle>,
-    pub(crate) exports: Arc<OneExport>,
+    pub(crate) exports: Arc<E>,
     pub(crate) socket: PathBuf,
     pub(crate) dir: tempfile::TempDir,
 }
@@ -83,12 +89,16 @@ impl Server {
     }
 
     pub(crate) fn with(device: impl BlockDevice + 'static, config: ServerConfig) -> Self {
+        Self::of(OneExport::new(device), config)
+    }
+
+    /// A server of exports that the caller keeps.
+    pub(crate) fn of<E: Exports + 'static>(exports: Arc<E>, config: ServerConfig) -> Server<E> {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("nbd.sock");
-        let exports = OneExport::new(device);
         let listen = vec![Listen::Unix(socket.clone())];
         let handle = ServerHandle::start(listen, exports.clone(), config).unwrap();
-        Self { handle: Some(handle), exports, socket, dir }
+        Server { handle: Some(handle), exports, socket, dir }
     }
 
     /// A read-only disk and what is on it.
@@ -96,7 +106,9 @@ impl Server {
         let bytes = disk(len);
         (Self::start(MemDevice::read_only(bytes.clone())), bytes)
     }
+}
 
+impl<E> Server<E> {
     pub(crate) fn uri(&self, export: &str) -> NbdUri {
         NbdUri::unix(&self.socket, export)
     }
@@ -307,6 +319,57 @@ impl Raw {
     pub(crate) fn read_at(&mut self, offset: u64, len: u32) -> Vec<u8> {
         let cookie = self.request(command::READ, 0, offset, len);
         self.data(cookie, offset, len as usize).0
+    }
+}
+
+/// A client over TCP, with simple replies only.
+pub(crate) struct TcpRaw(pub(crate) std::net::TcpStream);
+
+impl TcpRaw {
+    /// Connects from an address of the loopback.
+    pub(crate) fn connect(address: std::net::SocketAddr, from: std::net::Ipv4Addr) -> Self {
+        use rustix::net::{AddressFamily, SocketAddrV4, SocketType, bind, connect, socket};
+        let own = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&own, &SocketAddrV4::new(from, 0)).unwrap();
+        connect(&own, &address).unwrap();
+        let mut stream = std::net::TcpStream::from(own);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.read_exact(&mut [0; GREETING_BYTES]).unwrap();
+        stream.write_all(&3u32.to_be_bytes()).unwrap();
+        Self(stream)
+    }
+
+    /// Chooses an export; answers its size and flags.
+    #[track_caller]
+    pub(crate) fn go(&mut self, export: &str) -> Info {
+        let request = InfoRequest { export: export.to_owned(), wants: vec![] };
+        self.0.write_all(&encode_option(option::GO, &request.encode())).unwrap();
+        let mut info = None;
+        loop {
+            let mut head = [0; OPTION_REPLY_HEADER_BYTES];
+            self.0.read_exact(&mut head).unwrap();
+            let head = OptionReplyHeader::decode(&head).unwrap();
+            let mut payload = vec![0; head.len as usize];
+            self.0.read_exact(&mut payload).unwrap();
+            match head.reply {
+                reply::INFO => info = Some(Info::decode(&payload).unwrap()),
+                reply::ACK => return info.unwrap(),
+                other => panic!("{other:#x}"),
+            }
+        }
+    }
+
+    /// Writes zeros at the start; answers the error number.
+    pub(crate) fn write_zeros(&mut self, len: u32) -> u32 {
+        let request = Request { flags: 0, command: command::WRITE, cookie: 1, offset: 0, len };
+        self.0.write_all(&request.encode()).unwrap();
+        self.0.write_all(&vec![0; len as usize]).unwrap();
+        let mut head = [0; 16];
+        self.0.read_exact(&mut head).unwrap();
+        match ReplyStart::decode(&head).unwrap() {
+            ReplyStart::Simple { errno, .. } => errno,
+            other => panic!("{other:?}"),
+        }
     }
 }
 

@@ -45,7 +45,8 @@ fn apply(mut wire: &[u8], cookie: u64, offset: u64, len: usize) -> (Vec<u8>, usi
 fn reply(data: &[u8], offset: u64, one: bool) -> (Vec<u8>, usize, usize) {
     let mut buf = vec![0xee; DATA_CHUNK_HEAD_BYTES];
     buf.extend_from_slice(data);
-    let end = encode_read_in_place(&mut buf, 42, offset, one);
+    let to = ReplyTo { extended: false, cookie: 42, offset };
+    let end = encode_read_in_place(&mut buf, &to, one);
     let (out, chunks) = apply(&buf[..end], 42, offset, data.len());
     (out, chunks, end)
 }

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstay_blockdev::layer::{Delay, Fault, ReadOnly};
+use backstay_blockdev::layer::{
+    Cache, Compare, Delay, Fault, Limits, Range, Rate, ReadOnly, Verify,
+};
 use backstay_blockdev::{BlockDevice, FileDevice, MemDevice, conformance};
 
 use crate::disk;
@@ -61,7 +63,21 @@ fn layers() {
         conformance::check_writes(&slow, &mut bytes, seed);
         let fault = Fault::new(mem);
         conformance::check_writes(&fault, &mut bytes, seed + 1);
-        conformance::check(&ReadOnly::new(Arc::new(fault)), &bytes, seed);
+        let fault: Arc<dyn BlockDevice> = Arc::new(fault);
+        conformance::check(&ReadOnly::new(fault.clone()), &bytes, seed);
+        let cache = Cache::new(fault.clone(), 4096, 64 << 10).unwrap();
+        conformance::check_writes(&cache, &mut bytes, seed + 2);
+        conformance::check_writes(
+            &Rate::new(fault.clone(), Limits::default()),
+            &mut bytes,
+            seed + 3,
+        );
+        conformance::check_writes(&Verify::new(fault.clone(), 64), &mut bytes, seed + 4);
+        let same = Arc::new(MemDevice::new(bytes.clone()));
+        conformance::check(&Compare::new(fault.clone(), same).unwrap(), &bytes, seed);
+        let part = size as u64 / 3;
+        let range = Range::new(fault, part, size as u64 - part).unwrap();
+        conformance::check_writes(&range, &mut bytes[part as usize..], seed + 5);
     }
 }
 

@@ -10,6 +10,10 @@ mod conformance;
 mod file;
 #[path = "it/layers.rs"]
 mod layers;
+#[path = "it/model.rs"]
+mod model;
+#[path = "it/planted.rs"]
+mod planted;
 #[path = "it/probe.rs"]
 mod probe;
 

@@ -142,7 +142,8 @@ impl BlockDevice for FileDevice {
             flush: w,
             trim: w,
             write_zeroes: w,
-            fast_zero: false,
+            // What the file system cannot zero at once is refused then.
+            fast_zero: w,
             fua: w,
             multi_conn: true,
             rotational: false,

@@ -14,6 +14,8 @@ mod error;
 mod file;
 pub mod layer;
 mod mem;
+#[cfg(feature = "conformance")]
+pub mod model;
 pub mod overlay;
 mod readahead;
 

@@ -2,14 +2,22 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests say what they expect")]
 
+#[path = "it/cache.rs"]
+mod cache;
 #[path = "it/conformance.rs"]
 mod conformance;
 #[path = "it/file.rs"]
 mod file;
 #[path = "it/layers.rs"]
 mod layers;
+#[path = "it/model.rs"]
+mod model;
 #[path = "it/overlay.rs"]
 mod overlay;
+#[path = "it/planted.rs"]
+mod planted;
+#[path = "it/probe.rs"]
+mod probe;
 
 /// A disk of `len` bytes with data, zeros and borders between them at odd places.
 pub(crate) fn disk(len: usize) -> Vec<u8> {

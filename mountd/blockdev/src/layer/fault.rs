@@ -37,7 +37,8 @@ pub struct Rule {
     pub times: Option<u32>,
 }
 
-/// A device that fails by the rules given to it; without rules it is the inner device.
+/// A device that fails by the rules given to it; without rules it is the inner device. A flush that
+/// works again after it failed breaks the contract of devices: on purpose, for what must notice.
 #[derive(Debug)]
 pub struct Fault {
     inner: Arc<dyn BlockDevice>,

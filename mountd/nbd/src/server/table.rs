@@ -111,7 +111,7 @@ impl Clients {
 struct Entry {
     description: String,
     source: Source,
-    access: Access,
+    access: Mutex<Access>,
     /// The device of a lazy source; the lock is held while it is being opened.
     lazily: Mutex<Option<Arc<dyn BlockDevice>>>,
     end: End,
@@ -177,6 +177,7 @@ impl ExportTable {
         }
         let (end, _) = End::new();
         let (lazily, clients) = (Mutex::default(), Arc::default());
+        let access = Mutex::new(access);
         let entry = Entry { description, source, access, lazily, end, clients };
         let mut state = lock(&self.state);
         if state.exports.contains_key(&name) {
@@ -201,6 +202,13 @@ impl ExportTable {
         Some(Removed { clients: Arc::clone(&entry.clients) })
     }
 
+    /// Changes who may use an export from now on. Clients that have it keep it as they have it. `false` if there is
+    /// none of that name.
+    pub fn set_access(&self, name: &str, access: Access) -> bool {
+        let entry = lock(&self.state).exports.get(name).cloned();
+        entry.map(|entry| *lock(&entry.access) = access).is_some()
+    }
+
     /// All names and descriptions, in the order of names.
     pub fn list(&self) -> Vec<ExportInfo> {
         self.visible(|_| true)
@@ -216,7 +224,7 @@ impl ExportTable {
     fn visible(&self, may: impl Fn(&Access) -> bool) -> Vec<ExportInfo> {
         let info = |(name, entry): (&String, &Arc<Entry>)| {
             let (name, description) = (name.clone(), entry.description.clone());
-            may(&entry.access).then_some(ExportInfo { name, description })
+            may(&lock(&entry.access)).then_some(ExportInfo { name, description })
         };
         lock(&self.state).exports.iter().filter_map(info).collect()
     }
@@ -226,7 +234,8 @@ impl ExportTable {
         let state = lock(&self.state);
         let name = if name.is_empty() { state.default.as_deref()? } else { name };
         let entry = state.exports.get(name)?;
-        Some((Arc::clone(entry), entry.access.of(client)?))
+        let permission = lock(&entry.access).of(client)?;
+        Some((Arc::clone(entry), permission))
     }
 }
 

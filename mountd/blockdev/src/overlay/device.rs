@@ -176,25 +176,29 @@ impl BlockDevice for Overlay {
     ) -> Result<Vec<PresenceExtent>, Error> {
         self.geometry().check(offset_bytes, len_bytes)?;
         let mut list: Vec<PresenceExtent> = Vec::new();
+        if len_bytes == 0 {
+            return Ok(list);
+        }
         let own = Presence { stored: false, at_hand: true, overlaid: true };
         for (range, state) in self.pieces(offset_bytes..offset_bytes + len_bytes) {
             let (offset_bytes, len_bytes) = (range.start, range.end - range.start);
-            let room = max.saturating_sub(list.len());
-            if room == 0 {
-                break;
-            }
-            if state == State::Base {
-                let found = self.base.presence(offset_bytes, len_bytes, room)?;
-                let told: u64 = found.iter().map(|e| e.len_bytes).sum();
-                list.extend(found);
-                if told < len_bytes {
-                    break;
+            let found = match state {
+                State::Base => self.base.presence(offset_bytes, len_bytes, max.max(1))?,
+                _ => vec![PresenceExtent { offset_bytes, len_bytes, presence: own }],
+            };
+            let mut told = 0;
+            for extent in found {
+                told += extent.len_bytes;
+                match list.last_mut() {
+                    Some(last) if last.presence == extent.presence => {
+                        last.len_bytes += extent.len_bytes;
+                    }
+                    _ if list.len() >= max.max(1) => return Ok(list),
+                    _ => list.push(extent),
                 }
-                continue;
             }
-            match list.last_mut().filter(|last| last.presence == own) {
-                Some(last) => last.len_bytes += len_bytes,
-                None => list.push(PresenceExtent { offset_bytes, len_bytes, presence: own }),
+            if told < len_bytes {
+                break;
             }
         }
         Ok(list)

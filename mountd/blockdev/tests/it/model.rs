@@ -8,6 +8,8 @@ use backstay_blockdev::layer::{
     Cache, Compare, Delay, Entry, Fault, Limits, Log, Range, Rate, ReadOnly, Sink, Verify,
 };
 use backstay_blockdev::model::{self, Config, Reopens, Subject};
+use backstay_blockdev::overlay::sim::{End, SimDirectory};
+use backstay_blockdev::overlay::{Overlay, OverlayOptions, RealDirectory};
 use backstay_blockdev::{BlockDevice, Error, FileDevice, MemDevice};
 
 use crate::disk;
@@ -181,5 +183,85 @@ fn every_planted_mistake_is_found() {
         let (at, told) = (failure.at.expect("a byte"), failure.to_string());
         assert!(told.contains(&format!("seed {seed}")) && told.contains("step"), "{told}");
         assert!(!failure.history.is_empty(), "{mistake:?} at {at}: {told}");
+    }
+}
+
+/// An overlay whose directory may lose its power. Its content at the start is the base's.
+struct Over {
+    base: Arc<dyn BlockDevice>,
+    directory: std::sync::Mutex<SimDirectory>,
+    cuts: std::sync::atomic::AtomicU64,
+    above: Make,
+}
+
+impl Over {
+    fn new(above: Make) -> Self {
+        let base: Arc<dyn BlockDevice> = Arc::new(MemDevice::read_only(disk(SIZE)));
+        let directory = SimDirectory::new();
+        let options = OverlayOptions::default();
+        let made = Overlay::create(Arc::new(directory.clone()), base.clone(), [3; 32], 77, options);
+        drop(made.unwrap());
+        let directory = std::sync::Mutex::new(directory);
+        Self { base, directory, cuts: std::sync::atomic::AtomicU64::new(1), above }
+    }
+}
+
+impl Subject for Over {
+    fn open(&self) -> Result<Arc<dyn BlockDevice>, Error> {
+        let directory = Arc::new(self.directory.lock().unwrap().clone());
+        let options = OverlayOptions::default();
+        let overlay = Overlay::open(directory, self.base.clone(), [3; 32], options)?;
+        Ok((self.above)(Arc::new(overlay)))
+    }
+    fn content(&self) -> Option<Vec<u8>> {
+        Some(disk(SIZE))
+    }
+    fn reopens(&self) -> Reopens {
+        Reopens::PowerCut
+    }
+    fn cut(&self) {
+        let seed = self.cuts.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let mut directory = self.directory.lock().unwrap();
+        let after = directory.after(End::PowerCut(seed));
+        *directory = after;
+    }
+}
+
+#[test]
+fn an_overlay_that_loses_its_power() {
+    passes("overlay", &Over::new(|d| d), config(seed()));
+}
+
+#[test]
+fn layers_over_an_overlay_that_loses_its_power() {
+    let seed = seed();
+    for (top, above) in LAYERS {
+        let config = Config { operations: config(seed).operations / 4, ..config(seed) };
+        passes(&format!("{top} over an overlay"), &Over::new(above), config);
+    }
+}
+
+/// An overlay in a directory of the machine, over every layer.
+#[test]
+fn overlays_over_layers() {
+    struct Real(Arc<dyn BlockDevice>, tempfile::TempDir);
+    impl Subject for Real {
+        fn open(&self) -> Result<Arc<dyn BlockDevice>, Error> {
+            let directory = Arc::new(RealDirectory::new(self.1.path()));
+            let options = OverlayOptions::default();
+            Ok(Arc::new(Overlay::open(directory, self.0.clone(), [3; 32], options)?))
+        }
+        fn reopens(&self) -> Reopens {
+            Reopens::Clean
+        }
+    }
+    let seed = seed();
+    for (bottom, below) in LAYERS {
+        let base = below(Arc::new(MemDevice::read_only(disk(SIZE))));
+        let place = tempfile::tempdir().unwrap();
+        let directory = Arc::new(RealDirectory::new(place.path()));
+        let options = OverlayOptions::default();
+        drop(Overlay::create(directory, base.clone(), [3; 32], 77, options).unwrap());
+        passes(&format!("an overlay over {bottom}"), &Real(base, place), config(seed));
     }
 }

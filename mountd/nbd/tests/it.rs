@@ -23,6 +23,8 @@ mod nbd_crate;
 mod support;
 #[path = "it/table.rs"]
 mod table;
+#[path = "it/tls.rs"]
+mod tls;
 #[path = "it/tools.rs"]
 mod tools;
 #[path = "it/transmission.rs"]

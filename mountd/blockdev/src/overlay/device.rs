@@ -189,13 +189,16 @@ impl BlockDevice for Overlay {
             let mut told = 0;
             for extent in found {
                 told += extent.len_bytes;
-                match list.last_mut() {
-                    Some(last) if last.presence == extent.presence => {
-                        last.len_bytes += extent.len_bytes;
-                    }
-                    _ if list.len() >= max.max(1) => return Ok(list),
-                    _ => list.push(extent),
+                if let Some(last) = list.last_mut()
+                    && last.presence == extent.presence
+                {
+                    last.len_bytes += extent.len_bytes;
+                    continue;
                 }
+                if list.len() >= max.max(1) {
+                    return Ok(list);
+                }
+                list.push(extent);
             }
             if told < len_bytes {
                 break;

@@ -30,13 +30,22 @@ pub(super) async fn negotiate(
         if let Step::Ask(question) = step {
             step = ask(question, &mut state, &mut opened, shared, client).await?;
         }
+        if step == Step::StartTls && !wire.buffered().is_empty() {
+            // Before the answer: somebody wants us to believe what was not encrypted (CVE-2021-3716).
+            return Err(Error::protocol("plain text behind STARTTLS"));
+        }
         let replies = state.take_replies();
         wire.send(&replies).await.map_err(lost)?;
         match step {
             Step::More(n) => wire.fill(n).await.map_err(lost)?,
             Step::Again | Step::Ask(_) => {}
             Step::StartTls => {
-                return Err(Error::protocol("TLS was not offered"));
+                let Some(tls) = shared.config.tls.config() else {
+                    return Err(Error::protocol("TLS was not offered"));
+                };
+                let failed = |e| Error::io("the TLS handshake failed", e);
+                client.certificate = wire.start_tls(tls).await.map_err(failed)?.client();
+                state.secured();
             }
             Step::Transmission(agreed) => {
                 return Ok(opened.map(|opened| Negotiated { opened, agreed }));

@@ -6,6 +6,7 @@
 
 mod access;
 mod admission;
+mod der;
 mod handle;
 mod handshake;
 mod job;
@@ -16,6 +17,7 @@ mod out;
 mod peer;
 mod pool;
 mod table;
+mod tls;
 mod transmission;
 mod wire;
 
@@ -37,6 +39,7 @@ pub use opened::{End, Ended, Opened, Usage};
 pub use peer::{ClientCertificate, ClientInfo, Peer};
 use pool::Pool;
 pub use table::{Attached, ExportSpec, ExportTable, Opener, Removed, Source};
+pub use tls::{ClientCertificates, Tls, TlsConfig, TlsFiles};
 use wire::{Stream, Wire};
 
 /// What is known of an export without opening it.
@@ -101,6 +104,8 @@ pub struct ServerConfig {
     /// How long clients of an export that has ended are told so (`ESHUTDOWN`) before their connection
     /// is closed.
     pub end_grace: Duration,
+    /// When connections are encrypted.
+    pub tls: Tls,
     /// Connections at once.
     pub max_connections: usize,
     /// How many of them are kept for addresses that have none yet.
@@ -126,6 +131,7 @@ impl Default for ServerConfig {
             idle_timeout: None,
             stop_grace: Duration::from_secs(5),
             end_grace: Duration::from_secs(1),
+            tls: Tls::Off,
             max_connections: 128,
             reserved_connections: 8,
             max_per_address: 64,
@@ -148,7 +154,7 @@ struct Shared {
 
 impl Shared {
     fn tls_policy(&self) -> TlsPolicy {
-        TlsPolicy::Off
+        self.config.tls.policy()
     }
 }
 

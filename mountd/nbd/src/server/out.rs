@@ -123,7 +123,11 @@ impl Out {
             }
         }
         self.advance(0);
-        Ok(true)
+        match stream.try_flush() {
+            Ok(()) => Ok(true),
+            Err(e) if retry(&e) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// `n` bytes are gone: drops the segments that are done.

@@ -145,6 +145,7 @@ impl Session {
             let lost = |e| Error::io("the client left", e);
             let sent = self.out.write(&mut self.wire.stream).map_err(lost)?;
             if self.closing && self.queued == 0 && sent {
+                self.wire.stream.close();
                 return Ok(());
             }
             if progress && sent {

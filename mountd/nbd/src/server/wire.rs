@@ -1,25 +1,25 @@
 //! A socket and the buffer in front of it.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read, Write};
 
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::listen::Accepted;
+use super::tls::{Records, TlsConfig};
 
 /// Read at once: many requests, or an option of full length.
 const BUFFER_BYTES: usize = 64 << 10;
 
 /// A socket of either sort, used without waiting inside a call.
 #[derive(Debug)]
-pub(super) enum Stream {
+enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-impl Stream {
-    /// Takes an accepted socket into the runtime of the calling task.
-    pub(super) fn new(accepted: Accepted) -> io::Result<Self> {
+impl Socket {
+    fn new(accepted: Accepted) -> io::Result<Self> {
         match accepted {
             Accepted::Tcp(stream) => {
                 // Replies are written whole, so waiting for more to send only costs time.
@@ -31,26 +31,117 @@ impl Stream {
         }
     }
 
-    /// Waits until the socket can do one of `interest`.
-    pub(super) async fn ready(&self, interest: Interest) -> io::Result<()> {
+    async fn ready(&self, interest: Interest) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.ready(interest).await.map(|_| ()),
             Self::Unix(stream) => stream.ready(interest).await.map(|_| ()),
         }
     }
 
-    pub(super) fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+    fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_read(buf),
             Self::Unix(stream) => stream.try_read(buf),
         }
     }
 
-    pub(super) fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_write_vectored(slices),
             Self::Unix(stream) => stream.try_write_vectored(slices),
         }
+    }
+}
+
+impl Read for &Socket {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.try_read(buf)
+    }
+}
+
+impl Write for &Socket {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.try_write(&[IoSlice::new(buf)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.try_write(slices)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A socket, with TLS around it or without; used without waiting inside a call.
+#[derive(Debug)]
+pub(super) struct Stream {
+    socket: Socket,
+    tls: Option<Box<Records>>,
+}
+
+impl Stream {
+    /// Takes an accepted socket into the runtime of the calling task.
+    pub(super) fn new(accepted: Accepted) -> io::Result<Self> {
+        Ok(Self { socket: Socket::new(accepted)?, tls: None })
+    }
+
+    /// Waits until the socket can do one of `interest`. With TLS there may be bytes to read that the
+    /// socket knows nothing of: read until nothing comes before waiting.
+    pub(super) async fn ready(&self, interest: Interest) -> io::Result<()> {
+        self.socket.ready(interest).await
+    }
+
+    pub(super) fn try_read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match &mut self.tls {
+            None => self.socket.try_read(buf),
+            Some(tls) => tls.read(&mut &self.socket, buf),
+        }
+    }
+
+    /// What was taken counts as sent once `try_flush` says so.
+    pub(super) fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &mut self.tls {
+            None => self.socket.try_write(slices),
+            Some(tls) => tls.write(&mut &self.socket, slices),
+        }
+    }
+
+    /// Hands on what is kept of earlier writes; fails with `WouldBlock` while some is left.
+    pub(super) fn try_flush(&mut self) -> io::Result<()> {
+        match &mut self.tls {
+            None => Ok(()),
+            Some(tls) => tls.flush(&mut &self.socket),
+        }
+    }
+
+    /// Says good-bye where the protocol below NBD has a word for it.
+    pub(super) fn close(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.close(&mut &self.socket);
+        }
+    }
+
+    /// The server's half of a TLS handshake.
+    async fn start_tls(&mut self, config: &TlsConfig) -> io::Result<&Records> {
+        let mut tls = Box::new(Records::new(config)?);
+        while tls.is_handshaking() {
+            let taken = tls.take(&mut &self.socket);
+            // Also when that failed: the alert tells the client why.
+            while let Err(e) = tls.flush(&mut &self.socket) {
+                if !retry(&e) {
+                    return Err(e);
+                }
+                self.socket.ready(Interest::WRITABLE).await?;
+            }
+            match taken {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(e) if retry(&e) => self.socket.ready(Interest::READABLE).await?,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(self.tls.insert(tls))
     }
 }
 
@@ -143,7 +234,23 @@ impl Wire {
                 Err(e) => return Err(e),
             }
         }
+        while let Err(e) = self.stream.try_flush() {
+            if !retry(&e) {
+                return Err(e);
+            }
+            self.stream.ready(Interest::WRITABLE).await?;
+        }
         Ok(())
+    }
+
+    /// Starts TLS; answers what it knows of the client. What came in plain text behind the client's
+    /// wish must not be believed (CVE-2021-3716), so there must be nothing.
+    pub(super) async fn start_tls(&mut self, config: &TlsConfig) -> io::Result<&Records> {
+        if self.start != self.end {
+            let why = "plain text behind STARTTLS";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        self.stream.start_tls(config).await
     }
 }
 

@@ -81,9 +81,15 @@ pub(super) fn run(one: &mut One<'_>, config: Config) -> Result<(), Failure> {
 
 fn judge(one: &mut One<'_>, done: Vec<Done>, window: &std::ops::Range<u64>) -> Result<(), Wrong> {
     let steps: Vec<Step> = done.iter().flatten().map(|(step, _)| *step).collect();
-    let mut in_order = steps.clone();
+    let mut in_order = steps;
     in_order.sort_by_key(|step| step.number);
     in_order.into_iter().for_each(|step| one.history.push(step));
+    // A fast zero that was refused did nothing.
+    let refused = |answer: &Result<Answer, Wrong>| matches!(answer, Ok(Answer::Done(false)));
+    let done: Vec<Done> = done
+        .into_iter()
+        .map(|mine| mine.into_iter().filter(|(_, answer)| !refused(answer)).collect())
+        .collect();
     let before: Vec<Candidates> = one.oracle.now(window.start, window.end - window.start).to_vec();
     for (mine, others) in (0..done.len()).map(|i| {
         let others = done.iter().enumerate().filter(move |(j, _)| *j != i);
@@ -112,14 +118,7 @@ fn judge(one: &mut One<'_>, done: Vec<Done>, window: &std::ops::Range<u64>) -> R
         .map(|at| {
             let last = |done: &Done| done.iter().rev().find_map(|(step, _)| effect(step, at));
             let all = done.iter().filter_map(last).reduce(|all, e| all | e);
-            // A refused fast zero counts as one that may have won; what was there may still be.
-            let refused = done.iter().flatten().any(|(step, answer)| {
-                matches!(answer, Ok(Answer::Done(false))) && effect(step, at).is_some()
-            });
-            let old = before[(at - window.start) as usize];
-            let everything =
-                || steps.iter().filter_map(|step| effect(step, at)).fold(old, |all, e| all | e);
-            if refused { everything() } else { all.unwrap_or(old) }
+            all.unwrap_or(before[(at - window.start) as usize])
         })
         .collect();
     one.oracle.set(window.start, &after);

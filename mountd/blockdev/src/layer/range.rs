@@ -40,7 +40,7 @@ impl Range {
     }
 
     /// Says that the offsets in an error of the device below are that device's.
-    fn from_below<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+    fn translated<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         result.map_err(|error| {
             let text = format!("in the part that starts at byte {} of its device", self.start);
             // The part lies within the device, so the device has become shorter: not the caller's
@@ -65,17 +65,17 @@ impl BlockDevice for Range {
 
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), Error> {
         let at = self.below(offset_bytes, buf.len() as u64)?;
-        self.from_below(self.inner.read_at(at, buf))
+        self.translated(self.inner.read_at(at, buf))
     }
 
     fn try_read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, Error> {
         let at = self.below(offset_bytes, buf.len() as u64)?;
-        self.from_below(self.inner.try_read_at(at, buf))
+        self.translated(self.inner.try_read_at(at, buf))
     }
 
     fn extents(&self, offset_bytes: u64, len_bytes: u64, max: usize) -> Result<Vec<Extent>, Error> {
         let at = self.below(offset_bytes, len_bytes)?;
-        let mut list = self.from_below(self.inner.extents(at, len_bytes, max))?;
+        let mut list = self.translated(self.inner.extents(at, len_bytes, max))?;
         for extent in &mut list {
             extent.offset_bytes -= self.start;
         }
@@ -89,7 +89,7 @@ impl BlockDevice for Range {
         max: usize,
     ) -> Result<Vec<PresenceExtent>, Error> {
         let at = self.below(offset_bytes, len_bytes)?;
-        let mut list = self.from_below(self.inner.presence(at, len_bytes, max))?;
+        let mut list = self.translated(self.inner.presence(at, len_bytes, max))?;
         for extent in &mut list {
             extent.offset_bytes -= self.start;
         }
@@ -106,7 +106,7 @@ impl BlockDevice for Range {
 
     fn write_at(&self, offset_bytes: u64, data: &[u8], flags: WriteFlags) -> Result<(), Error> {
         let at = self.below(offset_bytes, data.len() as u64)?;
-        self.from_below(self.inner.write_at(at, data, flags))
+        self.translated(self.inner.write_at(at, data, flags))
     }
 
     fn flush(&self) -> Result<(), Error> {
@@ -115,7 +115,7 @@ impl BlockDevice for Range {
 
     fn trim(&self, offset_bytes: u64, len_bytes: u64, flags: WriteFlags) -> Result<(), Error> {
         let at = self.below(offset_bytes, len_bytes)?;
-        self.from_below(self.inner.trim(at, len_bytes, flags))
+        self.translated(self.inner.trim(at, len_bytes, flags))
     }
 
     fn write_zeroes(
@@ -125,6 +125,6 @@ impl BlockDevice for Range {
         flags: WriteFlags,
     ) -> Result<(), Error> {
         let at = self.below(offset_bytes, len_bytes)?;
-        self.from_below(self.inner.write_zeroes(at, len_bytes, flags))
+        self.translated(self.inner.write_zeroes(at, len_bytes, flags))
     }
 }

@@ -18,6 +18,7 @@ fn the_corpus_of_every_store_target_keeps_its_promises() {
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
         .collect();
     let all = backstay_format::fuzz::TARGETS.iter().chain(TARGETS);
+    let all = all.chain(backstay_nbd::fuzz::TARGETS);
     let known: BTreeSet<String> = all.map(|target| target.name.to_owned()).collect();
     assert_eq!(found, known, "folders of the corpus, and targets");
 }

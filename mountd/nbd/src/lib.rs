@@ -11,6 +11,8 @@
 
 pub mod client;
 mod error;
+#[cfg(feature = "testkit")]
+pub mod fuzz;
 pub mod proto;
 pub mod server;
 

@@ -7,6 +7,8 @@
 mod client;
 #[path = "it/conformance.rs"]
 mod conformance;
+#[path = "it/crowd.rs"]
+mod crowd;
 #[path = "it/extended.rs"]
 mod extended;
 #[path = "it/handshake.rs"]

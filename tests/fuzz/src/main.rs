@@ -21,8 +21,10 @@ fn target() -> &'static Target {
     static TARGET: OnceLock<&Target> = OnceLock::new();
     TARGET.get_or_init(|| {
         let name = std::env::var(VARIABLE).unwrap_or_default();
-        let mut all =
-            backstay_format::fuzz::TARGETS.iter().chain(backstay_store::testkit::fuzz::TARGETS);
+        let mut all = backstay_format::fuzz::TARGETS
+            .iter()
+            .chain(backstay_store::testkit::fuzz::TARGETS)
+            .chain(backstay_nbd::fuzz::TARGETS);
         all.find(|target| target.name == name)
             .unwrap_or_else(|| panic!("{VARIABLE} names no target: '{name}'"))
     })

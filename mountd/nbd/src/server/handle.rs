@@ -28,6 +28,15 @@ impl ServerHandle {
         config: ServerConfig,
     ) -> Result<Self, Error> {
         let listeners = listen.iter().map(Listener::bind).collect::<Result<Vec<_>, _>>()?;
+        Self::start_on(listeners, exports, config)
+    }
+
+    /// Starts to serve on sockets that listen already; see [`ServerHandle::start`].
+    pub fn start_on(
+        listeners: Vec<Listener>,
+        exports: Arc<dyn Exports>,
+        config: ServerConfig,
+    ) -> Result<Self, Error> {
         let addresses = listeners.iter().map(|l| l.address().clone()).collect();
         let (shutdown, stopped) = watch::channel(false);
         let mut server = Self { addresses, shutdown, threads: Vec::new() };

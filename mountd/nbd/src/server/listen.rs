@@ -3,12 +3,13 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::peer::Peer;
@@ -69,7 +70,8 @@ pub struct Listener {
 #[derive(Debug)]
 enum Socket {
     Tcp(std::net::TcpListener),
-    Unix(StdUnixListener, Name),
+    /// With its name in the file system, if that is ours to remove.
+    Unix(StdUnixListener, Option<Name>),
 }
 
 impl Listener {
@@ -85,8 +87,43 @@ impl Listener {
             Listen::Unix(path) => {
                 let (socket, name) = bind_unix(path)?;
                 let address = BoundAddress::Unix(path.clone());
-                Ok(Self { socket: Socket::Unix(socket, name), address })
+                Ok(Self { socket: Socket::Unix(socket, Some(name)), address })
             }
+        }
+    }
+
+    /// Takes a socket that somebody else has bound and listens on, as systemd does for a service that
+    /// it starts with the first connection: TCP, or Unix with a name in the file system, which is left
+    /// to its owner.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for anything else; the descriptor is closed then.
+    pub fn inherited(socket: OwnedFd) -> Result<Self, Error> {
+        let bad = |why: &str| {
+            Error::new(ErrorKind::Invalid, format!("cannot serve an inherited descriptor: {why}"))
+        };
+        let fd = socket.as_fd();
+        let kind = sockopt::socket_type(fd).map_err(|e| bad(&e.to_string()))?;
+        if kind != SocketType::STREAM || !matches!(sockopt::socket_acceptconn(fd), Ok(true)) {
+            return Err(bad("it is no stream socket that listens"));
+        }
+        // A program we start must not inherit it in turn.
+        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)
+            .map_err(|e| bad(&e.to_string()))?;
+        match sockopt::socket_domain(fd) {
+            Ok(AddressFamily::INET | AddressFamily::INET6) => {
+                let socket = std::net::TcpListener::from(socket);
+                let address = socket.local_addr().map_err(|e| bad(&e.to_string()))?;
+                Ok(Self { socket: Socket::Tcp(socket), address: BoundAddress::Tcp(address) })
+            }
+            Ok(AddressFamily::UNIX) => {
+                let socket = StdUnixListener::from(socket);
+                let address = socket.local_addr().map_err(|e| bad(&e.to_string()))?;
+                let path = address.as_pathname().ok_or_else(|| bad("it has no name"))?;
+                let address = BoundAddress::Unix(path.to_owned());
+                Ok(Self { socket: Socket::Unix(socket, None), address })
+            }
+            _ => Err(bad("it is neither TCP nor Unix")),
         }
     }
 
@@ -170,7 +207,7 @@ pub(super) enum Accepting {
     /// The name is kept as long as the socket.
     Unix {
         socket: UnixListener,
-        _name: Name,
+        _name: Option<Name>,
     },
 }
 

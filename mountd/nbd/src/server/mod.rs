@@ -11,7 +11,7 @@ mod handle;
 mod handshake;
 mod job;
 mod listen;
-mod negotiation;
+pub(crate) mod negotiation;
 mod opened;
 mod out;
 mod peer;

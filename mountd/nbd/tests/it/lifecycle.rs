@@ -171,3 +171,38 @@ fn two_listeners_and_an_asynchronous_caller() {
     runtime.block_on(server).unwrap().unwrap();
     assert!(!socket.exists());
 }
+
+/// Sockets of a service manager: served, and left to it at the end.
+#[test]
+fn inherited_sockets_are_served_and_left() {
+    use std::os::fd::OwnedFd;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let tcp = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = tcp.local_addr().unwrap();
+    let unix = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let listeners: Vec<Listener> = [OwnedFd::from(tcp), unix.try_clone().unwrap().into()]
+        .into_iter()
+        .map(|fd| Listener::inherited(fd).unwrap())
+        .collect();
+    assert_eq!(*listeners[0].address(), BoundAddress::Tcp(address));
+    assert_eq!(*listeners[1].address(), BoundAddress::Unix(socket.clone()));
+    let exports = OneExport::new(MemDevice::read_only(disk(4096)));
+    let server = ServerHandle::start_on(listeners, exports, ServerConfig::default()).unwrap();
+    for bound in server.addresses() {
+        let uri = NbdUri::parse(&bound.uri("disk")).unwrap();
+        let mut buf = [0; 4096];
+        Client::connect(&uri).unwrap().read_at(0, &mut buf).unwrap();
+        assert!(buf[..] == disk(4096));
+    }
+    server.stop().unwrap();
+    assert!(socket.exists(), "it is not ours to remove");
+    // What does not listen, and what is no socket.
+    let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let datagram = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    for bad in [OwnedFd::from(one), file.into(), datagram.into()] {
+        let error = Listener::inherited(bad).unwrap_err();
+        assert!(error.to_string().contains("inherited"), "{error}");
+    }
+}

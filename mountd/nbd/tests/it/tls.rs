@@ -162,7 +162,7 @@ fn required_tls_reveals_nothing_before() {
 
 /// CVE-2021-3716: options in plain text behind STARTTLS, as if they had been encrypted.
 #[test]
-fn plain_text_behind_starttls_ends_the_connection() {
+fn cve_2021_3716_plain_text_behind_starttls_ends_the_connection() {
     let authority = Authority::new();
     let dir = authority.sign("server", "localhost", false);
     let tls = TlsConfig::from_pem(files(&dir, ClientCertificates::Ignored)).unwrap();

@@ -47,6 +47,15 @@ impl State {
         }
     }
 
+    /// The handshake that gives way: the oldest of the source that has most, so that one crowd pushes
+    /// out its own and not others.
+    fn weakest(&self) -> Option<Arc<Place>> {
+        // Few by `max_handshakes`, so counting them over and over is cheap.
+        let crowd = |peer| self.handshakes.iter().filter(|other| other.peer == peer).count();
+        let most = self.handshakes.iter().map(|place| crowd(place.peer)).max()?;
+        self.handshakes.iter().find(|place| crowd(place.peer) == most).cloned()
+    }
+
     /// Takes a place off the list of handshakes; whether it was there.
     fn settle(&mut self, place: &Arc<Place>) -> bool {
         let before = self.handshakes.len();
@@ -92,7 +101,7 @@ impl Admission {
     pub(super) fn admit(&self, peer: Source) -> Option<Permit> {
         let mut state = lock(&self.state);
         let full = state.handshakes.len() >= self.max_handshakes;
-        let oldest = state.handshakes.front().filter(|_| full).cloned();
+        let oldest = if full { state.weakest() } else { None };
         let freed = |counted: bool| usize::from(counted && oldest.is_some());
         let own = state.per_peer.get(&peer).copied().unwrap_or(0)
             - freed(oldest.as_ref().is_some_and(|oldest| oldest.peer == peer));
@@ -164,6 +173,15 @@ mod tests {
         assert_eq!(newcomers.len(), 2);
         drop(greedy);
         assert!(admission.admit(Source::User(2)).is_some(), "places come back");
+    }
+
+    #[test]
+    fn a_crowd_pushes_out_its_own() {
+        let admission = admission(100, 0, 100, 4);
+        let alone = admission.admit(Source::User(1)).unwrap();
+        let crowd: Vec<_> = (0..50).map(|_| admission.admit(Source::User(2)).unwrap()).collect();
+        assert!(alone.chosen(), "pushed out by another's crowd");
+        assert_eq!(crowd.iter().filter(|permit| permit.chosen()).count(), 3);
     }
 
     #[tokio::test]

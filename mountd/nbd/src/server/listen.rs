@@ -15,8 +15,9 @@ use tokio::net::{TcpListener, UnixListener};
 use super::peer::Peer;
 use crate::error::{Error, ErrorKind};
 
-/// Connections the kernel keeps for us until they are accepted.
-const BACKLOG: i32 = 128;
+/// Connections the kernel keeps for us until they are accepted. What comes when there are as many is
+/// dropped over TCP, and tried again by the client a second later; the kernel has a bound of its own.
+const BACKLOG: i32 = 4096;
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +82,8 @@ impl Listener {
             Listen::Tcp(address) => {
                 let failed = |e| Error::io(format!("cannot listen on {address}"), e);
                 let socket = std::net::TcpListener::bind(address).map_err(failed)?;
+                // The standard library has a shorter queue.
+                rustix::net::listen(&socket, BACKLOG).map_err(|e| failed(e.into()))?;
                 let address = BoundAddress::Tcp(socket.local_addr().map_err(failed)?);
                 Ok(Self { socket: Socket::Tcp(socket), address })
             }

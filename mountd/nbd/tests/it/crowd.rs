@@ -72,10 +72,17 @@ fn may_open(files: u64) -> bool {
     raised && limit.maximum.is_none_or(|most| most >= files)
 }
 
-/// A client that wants to read: how long until it may.
+/// A client that wants to read: how long until it may. In a crowd of many addresses it may be sent away
+/// in its handshake, and comes again at once, as clients do.
 fn login(to: SocketAddr, from: Ipv4Addr) -> Duration {
     let start = Instant::now();
-    let mut raw = TcpRaw::connect(to, from);
+    let mut raw = loop {
+        let may = std::panic::catch_unwind(|| TcpRaw::connect(to, from));
+        match may {
+            Ok(raw) => break raw,
+            Err(_) => assert!(start.elapsed() < Duration::from_secs(1), "sent away for a second"),
+        }
+    };
     assert!(matches!(raw.go("disk"), Info::Export { size_bytes: 1_048_576, .. }));
     start.elapsed()
 }

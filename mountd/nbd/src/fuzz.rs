@@ -28,13 +28,15 @@ pub struct Target {
     pub run: fn(&[u8]),
     /// Inputs made by the real encoders, each with a name. The same at every call.
     pub seeds: fn() -> Vec<(&'static str, Vec<u8>)>,
+    /// Bytes of memory a run may hold at once, beside what its input accounts for.
+    pub memory: usize,
 }
 
 /// Every target of this crate.
 pub const TARGETS: &[Target] = &[
-    Target { name: "nbd_handshake", run: handshake, seeds: handshake_seeds },
-    Target { name: "nbd_requests", run: requests, seeds: request_seeds },
-    Target { name: "nbd_replies", run: replies, seeds: reply_seeds },
+    Target { name: "nbd_handshake", run: handshake, seeds: handshake_seeds, memory: 4 << 20 },
+    Target { name: "nbd_requests", run: requests, seeds: request_seeds, memory: 64 << 10 },
+    Target { name: "nbd_replies", run: replies, seeds: reply_seeds, memory: 1 << 20 },
 ];
 
 /// How a handshake went: what the server said, and how it ended.

@@ -5,6 +5,10 @@
 
 #[path = "it/client.rs"]
 mod client;
+#[path = "it/client_resilient.rs"]
+mod client_resilient;
+#[path = "it/client_tls.rs"]
+mod client_tls;
 #[path = "it/conformance.rs"]
 mod conformance;
 #[path = "it/crowd.rs"]

@@ -17,14 +17,18 @@ const VARIABLE: &str = "BACKSTAY_FUZZ_TARGET";
 #[global_allocator]
 static MEMORY: memory::Counting = memory::Counting;
 
+/// The NBD crate knows nothing of the store's, so its targets have a type of their own.
+fn nbd(target: &backstay_nbd::fuzz::Target) -> Target {
+    let &backstay_nbd::fuzz::Target { name, run, seeds, memory } = target;
+    Target { name, run, seeds, memory }
+}
+
 fn target() -> &'static Target {
-    static TARGET: OnceLock<&Target> = OnceLock::new();
+    static TARGET: OnceLock<Target> = OnceLock::new();
     TARGET.get_or_init(|| {
         let name = std::env::var(VARIABLE).unwrap_or_default();
-        let mut all = backstay_format::fuzz::TARGETS
-            .iter()
-            .chain(backstay_store::testkit::fuzz::TARGETS)
-            .chain(backstay_nbd::fuzz::TARGETS);
+        let stores = backstay_format::fuzz::TARGETS.iter().chain(backstay_store::testkit::fuzz::TARGETS);
+        let mut all = stores.copied().chain(backstay_nbd::fuzz::TARGETS.iter().map(nbd));
         all.find(|target| target.name == name)
             .unwrap_or_else(|| panic!("{VARIABLE} names no target: '{name}'"))
     })

@@ -85,7 +85,8 @@ fn layers() {
 #[test]
 fn failed_flushes() {
     let latch = || Arc::new(liar::Latch::new(disk(100_000)));
-    let layers: [fn(Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice>; 6] = [
+    type Layer = fn(Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice>;
+    let layers: [Layer; 6] = [
         |d| Arc::new(Delay::new(d, Duration::ZERO)),
         |d| Arc::new(Fault::new(d)),
         |d| Arc::new(Range::new(d, 10, 1000).unwrap()),

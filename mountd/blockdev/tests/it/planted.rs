@@ -83,7 +83,7 @@ impl Subject for Planted {
         let durable = disk.durable.lock().unwrap();
         // Half of the sectors were written by chance.
         for (i, sector) in durable.chunks(512).enumerate() {
-            if disk.next() % 2 == 0 {
+            if disk.next().is_multiple_of(2) {
                 disk.now.write_at(i as u64 * 512, sector, WriteFlags::default()).unwrap();
             }
         }
@@ -189,7 +189,7 @@ impl BlockDevice for Disk {
         Ok(())
     }
     fn flush(&self) -> Result<(), Error> {
-        if !(self.is(Mistake::ForgetsFlush) && self.next() % 4 == 0) {
+        if !(self.is(Mistake::ForgetsFlush) && self.next().is_multiple_of(4)) {
             let mut durable = self.durable.lock().unwrap();
             *durable = self.now.to_vec();
         }

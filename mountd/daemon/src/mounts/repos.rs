@@ -66,8 +66,7 @@ impl Repositories {
     /// A repository that is open already.
     pub(super) fn already_open(&self, location: &str) -> Option<Repository> {
         let slot = self.open.lock().get(location)?.clone();
-        let repository = slot.state.lock().repository.clone();
-        repository
+        slot.state.lock().repository.clone()
     }
 
     /// Lets go of repositories that no mount uses.

@@ -1,6 +1,7 @@
 //! The handshake of the client (proto.md, "Fixed newstyle negotiation").
 
-use super::connection::Connection;
+use super::connection::Setup;
+use super::tls::Tls;
 use crate::error::{Error, ErrorKind};
 use crate::proto::handshake::{
     CLIENT_FIXED_NEWSTYLE, CLIENT_NO_ZEROES, EXPORT_NAME_ZEROES, FLAG_NO_ZEROES, GREETING_BYTES,
@@ -8,12 +9,14 @@ use crate::proto::handshake::{
     decode_export_name_reply, decode_greeting, decode_meta_context, encode_option, info, option,
     reply,
 };
-use crate::proto::{BASE_ALLOCATION, MAX_PAYLOAD_BYTES};
+use crate::proto::{BASE_ALLOCATION, MAX_PAYLOAD_BYTES, Reader, text};
 
 /// The longest payload of an option reply taken: descriptions and messages are at most 4096 bytes.
 const MAX_REPLY_BYTES: u32 = 16 << 10;
-/// Replies to one option; GO has a handful.
+/// Replies to one option; GO has a handful, lists have one for each of what they list.
 const MAX_REPLIES: usize = 64;
+/// Replies to one option that lists.
+const MAX_LISTED: usize = 10_000;
 
 /// What the server has said of an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,11 +25,28 @@ pub(super) struct Agreed {
     /// proto.md, "Transmission flags".
     pub(super) flags: u16,
     pub(super) structured: bool,
-    /// The id of base:allocation, if the server has it.
-    pub(super) allocation: Option<u32>,
+    /// The metadata contexts chosen, in the order of the wishes: name and id.
+    pub(super) contexts: Vec<(String, u32)>,
     pub(super) min_block: u32,
     pub(super) preferred_block: u32,
     pub(super) max_payload: u32,
+}
+
+impl Agreed {
+    /// The id of a context.
+    pub(super) fn context(&self, name: &str) -> Option<u32> {
+        self.contexts.iter().find(|(known, _)| known == name).map(|(_, id)| *id)
+    }
+
+    /// Whether this is still the same export, though ids may differ.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let names = |agreed: &Self| -> Vec<String> {
+            agreed.contexts.iter().map(|(name, _)| name.clone()).collect()
+        };
+        names(self) == names(other)
+            && Self { contexts: Vec::new(), ..self.clone() }
+                == Self { contexts: Vec::new(), ..other.clone() }
+    }
 }
 
 /// The answers to one option: the information before the last reply, and that reply.
@@ -36,82 +56,157 @@ struct Answers {
     result: Result<(), (u32, String)>,
 }
 
-/// Chooses an export.
-pub(super) fn negotiate(connection: &mut Connection, export: &str) -> Result<Agreed, Error> {
+/// Exchanges greetings, and goes over to TLS if that is wanted; then nothing but TLS will do. Answers
+/// whether the zeros behind EXPORT_NAME are left out.
+fn greet(setup: &mut Setup, tls: Option<&Tls>) -> Result<bool, Error> {
     let mut greeting = [0; GREETING_BYTES];
-    connection.read(&mut greeting)?;
+    setup.read(&mut greeting)?;
     let flags =
-        decode_greeting(&greeting).map_err(|e| Error::codec(connection.context("greeting"), e))?;
+        decode_greeting(&greeting).map_err(|e| Error::codec(setup.context("greeting"), e))?;
     let no_zeroes = flags & FLAG_NO_ZEROES != 0;
     let own = CLIENT_FIXED_NEWSTYLE | if no_zeroes { CLIENT_NO_ZEROES } else { 0 };
-    connection.write(&own.to_be_bytes())?;
-
-    let structured = ask(connection, option::STRUCTURED_REPLY, &[])?.result.is_ok();
-    let allocation = if structured { choose_allocation(connection, export)? } else { None };
-    let request = InfoRequest { export: export.to_owned(), wants: vec![info::BLOCK_SIZE] };
-    let answers = ask(connection, option::GO, &request.encode())?;
-    let (size_bytes, flags, blocks) = match answers.result {
-        Ok(()) => read_infos(connection, &answers.items)?,
-        Err((reply::ERR_UNSUP, _)) => {
-            let (size, flags) = export_name(connection, export, no_zeroes)?;
-            (size, flags, None)
+    setup.write(&own.to_be_bytes())?;
+    if let Some(tls) = tls {
+        // Before anything else: what was said without TLS would have to be forgotten.
+        if let Err((code, text)) = ask(setup, option::STARTTLS, &[])?.result {
+            let what = format!("the server does not offer TLS (error {code:#x})");
+            return Err(Error::new(ErrorKind::Refused, setup.context(&with_words(what, &text))));
         }
-        Err((code, text)) => return Err(refused(connection, export, code, &text)),
-    };
-    if i64::try_from(size_bytes).is_err() {
-        return Err(Error::protocol(connection.context(&format!("a size of {size_bytes} bytes"))));
+        setup.start_tls(tls)?;
     }
-    let (min_block, preferred_block, max_payload) = blocks.unwrap_or((1, 4096, MAX_PAYLOAD_BYTES));
-    Ok(Agreed {
-        size_bytes,
-        flags,
-        structured,
-        allocation,
-        min_block,
-        preferred_block,
-        max_payload,
-    })
+    Ok(no_zeroes)
 }
 
-fn refused(connection: &Connection, export: &str, code: u32, text: &str) -> Error {
+/// Chooses an export, with base:allocation and other metadata contexts as far as it has them.
+pub(super) fn negotiate(
+    setup: &mut Setup,
+    export: &str,
+    contexts: &[String],
+    tls: Option<&Tls>,
+) -> Result<Agreed, Error> {
+    let no_zeroes = greet(setup, tls)?;
+    let structured = ask(setup, option::STRUCTURED_REPLY, &[])?.result.is_ok();
+    let contexts = if structured { choose(setup, export, contexts)? } else { Vec::new() };
+    let request = InfoRequest { export: export.to_owned(), wants: vec![info::BLOCK_SIZE] };
+    let answers = ask(setup, option::GO, &request.encode())?;
+    let (size_bytes, flags, blocks) = match answers.result {
+        Ok(()) => read_infos(setup, &answers.items)?,
+        Err((reply::ERR_UNSUP, _)) => {
+            let (size, flags) = export_name(setup, export, no_zeroes)?;
+            (size, flags, None)
+        }
+        Err((code, text)) => return Err(refused(setup, export, code, &text)),
+    };
+    if i64::try_from(size_bytes).is_err() {
+        return Err(Error::protocol(setup.context(&format!("a size of {size_bytes} bytes"))));
+    }
+    let (min_block, preferred_block, max_payload) = blocks.unwrap_or((1, 4096, MAX_PAYLOAD_BYTES));
+    Ok(Agreed { size_bytes, flags, structured, contexts, min_block, preferred_block, max_payload })
+}
+
+fn refused(setup: &Setup, export: &str, code: u32, text: &str) -> Error {
     let what = match code {
         reply::ERR_UNKNOWN => format!("there is no export {export:?}"),
-        reply::ERR_TLS_REQD => "the server demands TLS, which is not supported".to_owned(),
+        reply::ERR_TLS_REQD => {
+            "the server demands TLS (nbds:// and nbds+unix:// have it)".to_owned()
+        }
         reply::ERR_POLICY => format!("the server's policy forbids export {export:?}"),
         reply::ERR_SHUTDOWN => "the server is stopping".to_owned(),
         _ => format!("the server refuses export {export:?} (error {:#x})", code),
     };
-    let what = if text.is_empty() { what } else { format!("{what}: {}", text.escape_debug()) };
-    Error::new(ErrorKind::Refused, connection.context(&what))
+    Error::new(ErrorKind::Refused, setup.context(&with_words(what, text)))
 }
 
-/// Chooses base:allocation; a server that lacks it is no error.
-fn choose_allocation(connection: &mut Connection, export: &str) -> Result<Option<u32>, Error> {
-    let request =
-        MetaContextRequest { export: export.to_owned(), queries: vec![BASE_ALLOCATION.to_owned()] };
-    let answers = ask(connection, option::SET_META_CONTEXT, &request.encode())?;
-    if answers.result.is_err() {
-        return Ok(None);
+/// Adds the server's own words, which may hold anything.
+fn with_words(what: String, text: &str) -> String {
+    if text.is_empty() { what } else { format!("{what}: {}", text.escape_debug()) }
+}
+
+/// The names and descriptions of the server's exports.
+pub(super) fn list(setup: &mut Setup, tls: Option<&Tls>) -> Result<Vec<(String, String)>, Error> {
+    greet(setup, tls)?;
+    let answers = ask_list(setup, option::LIST, &[])?;
+    if let Err((code, text)) = answers.result {
+        let what = format!("the server does not list its exports (error {code:#x})");
+        return Err(Error::new(ErrorKind::Refused, setup.context(&with_words(what, &text))));
     }
-    let mut chosen = None;
-    for (kind, payload) in &answers.items {
-        let (id, name) = match *kind {
-            reply::META_CONTEXT => decode_meta_context(payload)
-                .map_err(|e| Error::codec(connection.context("metadata context"), e))?,
-            _ => continue,
-        };
-        if name != BASE_ALLOCATION || chosen.replace(id).is_some() {
-            let what = format!("a metadata context nobody asked for: {name:?}");
-            return Err(Error::protocol(connection.context(&what)));
+    let mut list = Vec::new();
+    for (_, payload) in answers.items.iter().filter(|(kind, _)| *kind == reply::SERVER) {
+        let bad = |e| Error::codec(setup.context("a listed export"), e);
+        let mut reader = Reader::new(payload);
+        let name = reader.string().map_err(bad)?.to_owned();
+        let description = text(reader.rest()).map_err(bad)?.to_owned();
+        list.push((name, description));
+    }
+    abort(setup);
+    Ok(list)
+}
+
+/// The names of the metadata contexts of an export.
+pub(super) fn list_contexts(
+    setup: &mut Setup,
+    export: &str,
+    tls: Option<&Tls>,
+) -> Result<Vec<String>, Error> {
+    greet(setup, tls)?;
+    if ask(setup, option::STRUCTURED_REPLY, &[])?.result.is_err() {
+        return Ok(Vec::new());
+    }
+    let request = MetaContextRequest { export: export.to_owned(), queries: Vec::new() };
+    let answers = ask_list(setup, option::LIST_META_CONTEXT, &request.encode())?;
+    match answers.result {
+        Ok(()) => {}
+        Err((reply::ERR_UNSUP, _)) => return Ok(Vec::new()),
+        Err((code, text)) => return Err(refused(setup, export, code, &text)),
+    }
+    let contexts = answers.items.iter().filter(|(kind, _)| *kind == reply::META_CONTEXT);
+    let list = contexts
+        .map(|(_, payload)| decode_meta_context(payload).map(|(_, name)| name.to_owned()))
+        .collect::<Result<_, _>>()
+        .map_err(|e| Error::codec(setup.context("metadata context"), e))?;
+    abort(setup);
+    Ok(list)
+}
+
+/// Says good-bye without having chosen an export.
+fn abort(setup: &mut Setup) {
+    // What was wanted is there; a server that does not hear it sees the connection end.
+    let _ = setup.write(&encode_option(option::ABORT, &[]));
+}
+
+/// Chooses base:allocation and `wishes`; that the server lacks some is no error.
+fn choose(setup: &mut Setup, export: &str, wishes: &[String]) -> Result<Vec<(String, u32)>, Error> {
+    let mut queries = vec![BASE_ALLOCATION.to_owned()];
+    for wish in wishes {
+        if !queries.contains(wish) {
+            queries.push(wish.clone());
         }
     }
+    let request = MetaContextRequest { export: export.to_owned(), queries };
+    let answers = ask(setup, option::SET_META_CONTEXT, &request.encode())?;
+    if answers.result.is_err() {
+        return Ok(Vec::new());
+    }
+    let mut chosen: Vec<(String, u32)> = Vec::new();
+    for (_, payload) in answers.items.iter().filter(|(kind, _)| *kind == reply::META_CONTEXT) {
+        let (id, name) = decode_meta_context(payload)
+            .map_err(|e| Error::codec(setup.context("metadata context"), e))?;
+        let asked = request.queries.iter().any(|query| query == name);
+        if !asked || chosen.iter().any(|(known, other)| known == name || *other == id) {
+            let what = format!("a metadata context nobody asked for: {name:?}");
+            return Err(Error::protocol(setup.context(&what)));
+        }
+        chosen.push((name.to_owned(), id));
+    }
+    let rank = |name: &String| request.queries.iter().position(|query| query == name);
+    chosen.sort_by_key(|(name, _)| rank(name));
     Ok(chosen)
 }
 
 type Blocks = (u32, u32, u32);
 
 fn read_infos(
-    connection: &Connection,
+    setup: &Setup,
     items: &[(u32, Vec<u8>)],
 ) -> Result<(u64, u16, Option<Blocks>), Error> {
     let mut export = None;
@@ -121,7 +216,7 @@ fn read_infos(
             continue;
         }
         match Info::decode(payload)
-            .map_err(|e| Error::codec(connection.context("export information"), e))?
+            .map_err(|e| Error::codec(setup.context("export information"), e))?
         {
             Info::Export { size_bytes, flags } => export = Some((size_bytes, flags)),
             // proto.md, "Size constraints": min a power of two up to 64 KiB, preferred a power of
@@ -134,7 +229,7 @@ fn read_infos(
                     && max >= min;
                 if !sane {
                     let what = format!("block sizes {min}, {preferred}, {max}");
-                    return Err(Error::protocol(connection.context(&what)));
+                    return Err(Error::protocol(setup.context(&what)));
                 }
                 blocks = Some((min, preferred, max.min(MAX_PAYLOAD_BYTES) / min * min));
             }
@@ -143,51 +238,56 @@ fn read_infos(
     }
     match export {
         Some((size, flags)) => Ok((size, flags, blocks)),
-        None => Err(Error::protocol(connection.context("the server did not tell the size"))),
+        None => Err(Error::protocol(setup.context("the server did not tell the size"))),
     }
 }
 
 /// The way without GO, for servers that have only this one. It knows no error but hanging up.
-fn export_name(
-    connection: &mut Connection,
-    export: &str,
-    no_zeroes: bool,
-) -> Result<(u64, u16), Error> {
-    connection.write(&encode_option(option::EXPORT_NAME, export.as_bytes()))?;
+fn export_name(setup: &mut Setup, export: &str, no_zeroes: bool) -> Result<(u64, u16), Error> {
+    setup.write(&encode_option(option::EXPORT_NAME, export.as_bytes()))?;
     let mut answer = [0; 10];
-    connection.read(&mut answer).map_err(|e| match e.kind() {
+    setup.read(&mut answer).map_err(|e| match e.kind() {
         ErrorKind::Io => Error::new(
             ErrorKind::Refused,
-            connection.context(&format!("the server hung up on export {export:?}")),
+            setup.context(&format!("the server hung up on export {export:?}")),
         ),
         _ => e,
     })?;
-    let answer = decode_export_name_reply(&answer)
-        .map_err(|e| Error::codec(connection.context("export"), e))?;
+    let answer =
+        decode_export_name_reply(&answer).map_err(|e| Error::codec(setup.context("export"), e))?;
     if !no_zeroes {
-        connection.read(&mut [0; EXPORT_NAME_ZEROES])?;
+        setup.read(&mut [0; EXPORT_NAME_ZEROES])?;
     }
     Ok(answer)
 }
 
 /// Sends an option and reads its answers.
-fn ask(connection: &mut Connection, option: u32, payload: &[u8]) -> Result<Answers, Error> {
-    connection.write(&encode_option(option, payload))?;
+fn ask(setup: &mut Setup, option: u32, payload: &[u8]) -> Result<Answers, Error> {
+    ask_for(setup, option, payload, MAX_REPLIES)
+}
+
+/// The same for an option that lists.
+fn ask_list(setup: &mut Setup, option: u32, payload: &[u8]) -> Result<Answers, Error> {
+    ask_for(setup, option, payload, MAX_LISTED)
+}
+
+fn ask_for(setup: &mut Setup, option: u32, payload: &[u8], most: usize) -> Result<Answers, Error> {
+    setup.write(&encode_option(option, payload))?;
     let mut items = Vec::new();
-    for _ in 0..MAX_REPLIES {
+    for _ in 0..most {
         let mut head = [0; OPTION_REPLY_HEADER_BYTES];
-        connection.read(&mut head)?;
+        setup.read(&mut head)?;
         let head = OptionReplyHeader::decode(&head)
-            .map_err(|e| Error::codec(connection.context("reply to an option"), e))?;
+            .map_err(|e| Error::codec(setup.context("reply to an option"), e))?;
         if head.option != option || head.len > MAX_REPLY_BYTES {
             let what = format!(
                 "option {option} was answered with {} bytes for option {}",
                 head.len, head.option
             );
-            return Err(Error::protocol(connection.context(&what)));
+            return Err(Error::protocol(setup.context(&what)));
         }
         let mut payload = vec![0; head.len as usize];
-        connection.read(&mut payload)?;
+        setup.read(&mut payload)?;
         if head.reply == reply::ACK {
             return Ok(Answers { items, result: Ok(()) });
         }
@@ -197,5 +297,5 @@ fn ask(connection: &mut Connection, option: u32, payload: &[u8]) -> Result<Answe
         }
         items.push((head.reply, payload));
     }
-    Err(Error::protocol(connection.context(&format!("option {option} has too many replies"))))
+    Err(Error::protocol(setup.context(&format!("option {option} has too many replies"))))
 }

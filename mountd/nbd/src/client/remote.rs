@@ -1,7 +1,6 @@
 //! An export of another server, as a block device.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backstay_blockdev::{
     BlockDevice, Caps, Error as DeviceError, ErrorKind as DeviceErrorKind, Extent, ExtentKind,
@@ -9,51 +8,38 @@ use backstay_blockdev::{
 };
 
 use super::Client;
-use super::connection::Connection;
-use super::handshake::Agreed;
-use super::reply::{Failure, describe};
+use super::connection::Failure;
+use super::pool::{Lease, Pool};
+use super::reply::{Reply, describe};
 use super::uri::NbdUri;
-use crate::error::Error;
-use crate::proto::errno;
+use crate::error::{Error, ErrorKind};
 use crate::proto::transmission::{Request, command, command_flag, flag, state};
+use crate::proto::{BASE_ALLOCATION, errno};
 
-/// One request asks for at most this much, so that several connections share a long read.
-const PIECE_BYTES: u32 = 8 << 20;
-/// The longest range of one block status; lengths have 32 bits.
+/// One request asks for at most this much, so that several connections share a long read and replies
+/// read for others stay small.
+const PIECE_BYTES: u32 = 4 << 20;
+/// The longest range of one block status, trim or zeroing; lengths have 32 bits.
 const STATUS_BYTES: u64 = 1 << 30;
-/// A further connection must be made within this; a server that takes no more lets it wait.
-const FURTHER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The pause before a connection is made anew for the second time; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// An export of another server. Several threads read at once over as many connections, if the
-/// server allows several. A connection that failed is replaced at the next request; the request
-/// that failed is not repeated.
+/// An export of another server. Many threads use it at once: over several connections, if the server
+/// allows that, with many requests on each. A connection that failed is replaced; what becomes of its
+/// requests, and what a flush may say then, is told at [`Client::reconnect_timeout`] and
+/// [`Client::server_keeps_writes`].
 #[derive(Debug)]
 pub struct Remote {
     uri: NbdUri,
-    client: Client,
-    agreed: Agreed,
-    pool: Mutex<Connections>,
-    returned: Condvar,
-}
-
-#[derive(Debug)]
-struct Connections {
-    idle: Vec<Connection>,
-    /// Those that are idle, in use or being made.
-    open: usize,
-    max: usize,
+    reconnect_timeout: Duration,
+    pool: Pool,
 }
 
 impl Remote {
     pub(super) fn open(uri: NbdUri, client: Client) -> Result<Self, Error> {
-        let (connection, agreed) =
-            Connection::open(&uri, client.handshake_timeout, client.reply_timeout)?;
-        let max = match agreed.flags & flag::CAN_MULTI_CONN {
-            0 => 1,
-            _ => client.connections.max(1),
-        };
-        let pool = Connections { idle: vec![connection], open: 1, max };
-        Ok(Self { uri, client, agreed, pool: Mutex::new(pool), returned: Condvar::new() })
+        let reconnect_timeout = client.reconnect_timeout;
+        Ok(Self { pool: Pool::open(uri.clone(), client)?, uri, reconnect_timeout })
     }
 
     /// The server and export it reads.
@@ -63,117 +49,180 @@ impl Remote {
 
     /// Whether the server tells which ranges are holes (base:allocation).
     pub fn knows_holes(&self) -> bool {
-        self.agreed.allocation.is_some()
+        self.has_context(BASE_ALLOCATION)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connections> {
-        // A panic cannot happen between the updates of the counters.
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether the server has this metadata context of those asked for ([`Client::contexts`]).
+    pub fn has_context(&self, name: &str) -> bool {
+        self.pool.agreed.context(name).is_some()
     }
 
-    /// A connection nobody else uses until it is given back.
-    fn take(&self) -> Result<Connection, Error> {
-        let mut pool = self.lock();
-        loop {
-            if let Some(connection) = pool.idle.pop() {
-                return Ok(connection);
-            }
-            if pool.open < pool.max {
-                break;
-            }
-            pool = self.returned.wait(pool).unwrap_or_else(PoisonError::into_inner);
-        }
-        let others = pool.open > 0;
-        pool.open += 1;
-        drop(pool);
-        let patience = match others {
-            true => self.client.handshake_timeout.min(FURTHER_TIMEOUT),
-            false => self.client.handshake_timeout,
-        };
-        let made = Connection::open(&self.uri, patience, self.client.reply_timeout).and_then(
-            |(connection, agreed)| {
-                if agreed == self.agreed {
-                    return Ok(connection);
-                }
-                Err(Error::protocol(format!("{}: the export has changed", self.uri)))
-            },
-        );
-        match made {
-            Ok(connection) => Ok(connection),
-            Err(error) => {
-                let mut pool = self.lock();
-                pool.open -= 1;
-                if pool.open == 0 {
-                    self.returned.notify_one();
-                    return Err(error);
-                }
-                // The server takes no more: the ones there are must do.
-                tracing::debug!(uri = %self.uri, %error, "no further connection");
-                pool.max = pool.open;
-                drop(pool);
-                self.take()
-            }
-        }
-    }
-
-    /// Runs one request on a connection, and maps its failure to the device's.
-    fn with<T>(
+    /// What the metadata context `name` says from `offset_bytes` on: lengths in bytes, none 0, and
+    /// flags, whose meaning is the context's (for `qemu:dirty-bitmap:` contexts, 1 is dirty). It is cut
+    /// to the range, and may stop early: then ask again from where it ends. Empty only for an empty
+    /// range. Fails with [`DeviceErrorKind::Unsupported`] if the context was not asked for, or the
+    /// server does not have it.
+    pub fn status(
         &self,
-        what: &str,
+        name: &str,
         offset_bytes: u64,
         len_bytes: u64,
-        run: impl FnOnce(&mut Connection) -> Result<T, Failure>,
-    ) -> Result<T, DeviceError> {
-        let context =
-            || format!("{}: {what} of {len_bytes} bytes at offset {offset_bytes} failed", self.uri);
-        let mut connection = self
-            .take()
-            .map_err(|e| DeviceError::new(DeviceErrorKind::Io, context()).with_source(e))?;
-        connection.start(self.client.reply_timeout);
-        let result = run(&mut connection);
-        let mut pool = self.lock();
-        if matches!(result, Err(Failure::Broken(_))) {
-            pool.open -= 1;
-        } else {
-            pool.idle.push(connection);
+    ) -> Result<Vec<(u64, u32)>, DeviceError> {
+        self.geometry().check(offset_bytes, len_bytes)?;
+        if !self.has_context(name) {
+            let text = format!("{}: there is no metadata context {name:?}", self.uri);
+            return Err(DeviceError::new(DeviceErrorKind::Unsupported, text));
         }
-        drop(pool);
-        self.returned.notify_one();
-        result.map_err(|failure| match failure {
+        if len_bytes == 0 {
+            return Ok(Vec::new());
+        }
+        self.ask_status(name, offset_bytes, len_bytes, false)
+    }
+
+    /// The same for a context that there is and a range that is not empty.
+    fn ask_status(
+        &self,
+        name: &str,
+        offset_bytes: u64,
+        len_bytes: u64,
+        one: bool,
+    ) -> Result<Vec<(u64, u32)>, DeviceError> {
+        let block = self.block();
+        let from = offset_bytes / block * block;
+        let end = offset_bytes + len_bytes;
+        let size = self.pool.agreed.size_bytes;
+        let to = end.next_multiple_of(block).min(size).min(from + STATUS_BYTES);
+        let flags = if one { command_flag::REQ_ONE } else { 0 };
+        let ask = request(command::BLOCK_STATUS, flags, from, (to - from) as u32);
+        let (reply, id) = self.perform("block status", ask, &[], &mut [], |lease, reply| {
+            // Ids are those of the connection that answered.
+            (reply, lease.connection.agreed.context(name))
+        })?;
+        let answer = reply.statuses.into_iter().find(|(of, _)| Some(*of) == id);
+        let Some((_, answer)) = answer else {
+            let text = format!("{}: block status without an answer for {name:?}", self.uri);
+            return Err(DeviceError::new(DeviceErrorKind::Io, text));
+        };
+        let mut list = Vec::with_capacity(answer.len());
+        let mut at = from;
+        for (len, flags) in answer {
+            let next = at.saturating_add(len.into()).min(end);
+            let start = at.max(offset_bytes);
+            if next > start {
+                list.push((next - start, flags));
+            }
+            at = next;
+        }
+        if list.is_empty() {
+            let text = format!("{}: block status ends before the range asked for", self.uri);
+            return Err(DeviceError::new(DeviceErrorKind::Io, text));
+        }
+        Ok(list)
+    }
+
+    /// Does one request, on new connections too where that may be (see the rule in `durability.rs`),
+    /// and maps its failure to the device's. `finish` is called while the connection is still held.
+    fn perform<T>(
+        &self,
+        what: &str,
+        request: Request,
+        payload: &[u8],
+        buf: &mut [u8],
+        finish: impl FnOnce(&Lease<'_>, Reply) -> T,
+    ) -> Result<T, DeviceError> {
+        let mut give_up = None;
+        let mut pause = Duration::ZERO;
+        let error = loop {
+            let error = match self.pool.take() {
+                Ok(lease) => match lease.connection.call(request, payload, buf) {
+                    Ok(reply) => return Ok(finish(&lease, reply)),
+                    Err(failure @ Failure::Server(..)) => {
+                        return Err(self.failed(what, &request, failure));
+                    }
+                    Err(Failure::Broken(error)) => (error.kind() == ErrorKind::Io, error),
+                },
+                // A server that is being started may not answer yet.
+                Err(e) => (matches!(e.kind(), ErrorKind::Io | ErrorKind::Timeout), e),
+            };
+            let (repeatable, error) = error;
+            let until = *give_up.get_or_insert_with(|| Instant::now() + self.reconnect_timeout);
+            if !repeatable || Instant::now() + pause >= until {
+                break error;
+            }
+            tracing::debug!(uri = %self.uri, %error, ?pause, "connecting again");
+            std::thread::sleep(pause);
+            pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        };
+        Err(self.failed(what, &request, Failure::Broken(error)))
+    }
+
+    fn failed(&self, what: &str, request: &Request, failure: Failure) -> DeviceError {
+        let Request { offset, len, .. } = request;
+        let context = format!("{}: {what} of {len} bytes at offset {offset} failed", self.uri);
+        match failure {
             Failure::Server(code, message) => {
                 let kind = errno::to_device(code);
-                DeviceError::new(kind, format!("{}: {}", context(), describe(code, &message)))
+                DeviceError::new(kind, format!("{context}: {}", describe(code, &message)))
             }
             Failure::Broken(error) => {
-                DeviceError::new(DeviceErrorKind::Io, context()).with_source(error)
+                DeviceError::new(DeviceErrorKind::Io, context).with_source(error)
+            }
+        }
+    }
+
+    /// A request that changes something.
+    fn change(&self, what: &str, request: Request, payload: &[u8]) -> Result<(), DeviceError> {
+        let durable = request.flags & command_flag::FUA != 0;
+        self.perform(what, request, payload, &mut [], |lease, _| {
+            if !durable {
+                self.pool.durability.acknowledged(lease.id);
             }
         })
     }
 
+    fn lost(&self, why: &str) -> DeviceError {
+        DeviceError::new(DeviceErrorKind::Io, format!("{}: flush failed: {why}", self.uri))
+    }
+
+    /// A flush on one connection.
+    fn flush_one(&self, lease: &Lease<'_>, covered: u64) -> Result<(), DeviceError> {
+        let ask = request(command::FLUSH, 0, 0, 0);
+        match lease.connection.call(ask, &[], &mut []) {
+            Ok(_) => {
+                self.pool.durability.flushed(lease.id, covered);
+                Ok(())
+            }
+            Err(failure) => {
+                if let Failure::Server(..) = failure {
+                    self.pool.durability.flush_failed();
+                }
+                Err(self.failed("flush", &ask, failure))
+            }
+        }
+    }
+
     fn has(&self, flag: u16) -> bool {
-        self.agreed.flags & flag != 0
+        self.pool.agreed.flags & flag != 0
     }
 
     /// A read that is aligned and within one payload.
     fn read_piece(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
         let request = request(command::READ, 0, offset_bytes, buf.len() as u32);
-        let structured = self.agreed.structured;
-        self.with("read", offset_bytes, buf.len() as u64, |connection| {
-            let request = connection.send(request, &[])?;
-            connection.read_reply(&request, structured, buf)
-        })
+        self.perform("read", request, &[], buf, |_, _| ())
     }
 
     fn block(&self) -> u64 {
-        self.agreed.min_block.max(1).into()
+        self.pool.agreed.min_block.max(1).into()
     }
 
-    fn check_writable(&self, offered: bool) -> Result<(), DeviceError> {
-        if !self.has(flag::HAS_FLAGS) || self.has(flag::READ_ONLY) {
+    /// Fails unless the export takes writes, and has what the flags and the operation need.
+    fn check_can(&self, offered: bool, flags: WriteFlags) -> Result<(), DeviceError> {
+        let caps = self.caps();
+        if !caps.writable {
             let text = format!("{}: the export is read-only", self.uri);
             return Err(DeviceError::new(DeviceErrorKind::ReadOnly, text));
         }
-        if !offered {
+        if !offered || (flags.fua && !caps.fua) {
             let text = format!("{}: the server does not offer this", self.uri);
             return Err(DeviceError::new(DeviceErrorKind::Unsupported, text));
         }
@@ -181,27 +230,24 @@ impl Remote {
     }
 
     /// TRIM and WRITE_ZEROES, in pieces of 32-bit length.
-    fn change(
+    fn change_range(
         &self,
         command: u16,
         what: &str,
-        offset_bytes: u64,
-        len_bytes: u64,
+        (offset_bytes, len_bytes): (u64, u64),
         flags: u16,
     ) -> Result<(), DeviceError> {
         let mut at = offset_bytes;
         let end = offset_bytes + len_bytes;
         while at < end {
             let len = (end - at).min(STATUS_BYTES) as u32;
-            self.with(what, at, len.into(), |connection| {
-                let request = connection.send(request(command, flags, at, len), &[])?;
-                connection.plain_reply(&request, self.agreed.structured)
-            })?;
+            self.change(what, request(command, flags, at, len), &[])?;
             at += u64::from(len);
         }
         Ok(())
     }
 
+    /// What is left of a write: to make it durable where the server cannot do that with the write.
     fn finish(&self, flags: WriteFlags) -> Result<(), DeviceError> {
         if flags.fua && !self.has(flag::SEND_FUA) { self.flush() } else { Ok(()) }
     }
@@ -218,10 +264,10 @@ fn request(command: u16, flags: u16, offset: u64, len: u32) -> Request {
 impl BlockDevice for Remote {
     fn geometry(&self) -> Geometry {
         Geometry {
-            size_bytes: self.agreed.size_bytes,
+            size_bytes: self.pool.agreed.size_bytes,
             min_block_bytes: 1,
-            preferred_block_bytes: self.agreed.preferred_block,
-            max_request_bytes: self.agreed.max_payload.max(self.agreed.preferred_block),
+            preferred_block_bytes: self.pool.agreed.preferred_block,
+            max_request_bytes: self.pool.agreed.max_payload.max(self.pool.agreed.preferred_block),
         }
     }
 
@@ -229,7 +275,7 @@ impl BlockDevice for Remote {
         // Without HAS_FLAGS the server has told nothing; then only reading is safe.
         let writable = self.has(flag::HAS_FLAGS) && !self.has(flag::READ_ONLY);
         // Writes that are not whole blocks would need a read before them, which is not done.
-        let writable = writable && self.agreed.min_block == 1;
+        let writable = writable && self.pool.agreed.min_block == 1;
         Caps {
             writable,
             flush: writable && self.has(flag::SEND_FLUSH),
@@ -251,7 +297,7 @@ impl BlockDevice for Remote {
         let block = self.block();
         let end = offset_bytes + buf.len() as u64;
         let from = offset_bytes / block * block;
-        let to = end.next_multiple_of(block).min(self.agreed.size_bytes);
+        let to = end.next_multiple_of(block).min(self.pool.agreed.size_bytes);
         if (from, to) != (offset_bytes, end) {
             // A server of larger blocks gets whole ones.
             let mut whole = vec![0; (to - from) as usize];
@@ -260,7 +306,7 @@ impl BlockDevice for Remote {
             buf.copy_from_slice(&whole[skip..skip + buf.len()]);
             return Ok(());
         }
-        let piece = self.agreed.max_payload.min(PIECE_BYTES) as usize;
+        let piece = self.pool.agreed.max_payload.min(PIECE_BYTES) as usize;
         let mut at = offset_bytes;
         for part in buf.chunks_mut(piece) {
             self.read_piece(at, part)?;
@@ -280,46 +326,25 @@ impl BlockDevice for Remote {
         if len_bytes == 0 {
             return Ok(list);
         }
-        let Some(context) = self.agreed.allocation else {
+        if !self.knows_holes() {
             push_extent(&mut list, Extent { offset_bytes, len_bytes, kind: ExtentKind::Data });
             return Ok(list);
-        };
-        let block = self.block();
-        let from = offset_bytes / block * block;
-        let end = offset_bytes + len_bytes;
-        let to = end.next_multiple_of(block).min(self.agreed.size_bytes).min(from + STATUS_BYTES);
-        let flags = if max <= 1 { command_flag::REQ_ONE } else { 0 };
-        let ask = request(command::BLOCK_STATUS, flags, from, (to - from) as u32);
-        let answer = self.with("block status", from, to - from, |connection| {
-            let request = connection.send(ask, &[])?;
-            connection.status_reply(&request, context)
-        })?;
-        let mut at = from;
-        for (len, status) in answer {
-            let next = at.saturating_add(len.into()).min(end);
-            let start = at.max(offset_bytes);
+        }
+        let mut at = offset_bytes;
+        for (len_bytes, status) in
+            self.ask_status(BASE_ALLOCATION, offset_bytes, len_bytes, max <= 1)?
+        {
             // Only ZERO promises zeros; a HOLE without it may read as anything.
             let kind = match (status & state::ZERO != 0, status & state::HOLE != 0) {
                 (true, true) => ExtentKind::Hole,
                 (true, false) => ExtentKind::Zero,
                 (false, _) => ExtentKind::Data,
             };
-            if next > start {
-                if list.len() >= max.max(1) && list.last().is_some_and(|e: &Extent| e.kind != kind)
-                {
-                    break;
-                }
-                let len_bytes = next - start;
-                push_extent(&mut list, Extent { offset_bytes: start, len_bytes, kind });
-            }
-            at = next;
-            if at >= end {
+            if list.len() >= max.max(1) && list.last().is_some_and(|e: &Extent| e.kind != kind) {
                 break;
             }
-        }
-        if list.is_empty() {
-            // The answer ended before the range began (blocks larger than its start).
-            push_extent(&mut list, Extent { offset_bytes, len_bytes, kind: ExtentKind::Data });
+            push_extent(&mut list, Extent { offset_bytes: at, len_bytes, kind });
+            at += len_bytes;
         }
         Ok(list)
     }
@@ -331,27 +356,46 @@ impl BlockDevice for Remote {
         flags: WriteFlags,
     ) -> Result<(), DeviceError> {
         self.geometry().check(offset_bytes, data.len() as u64)?;
-        self.check_writable(self.agreed.min_block == 1)?;
+        self.check_can(true, flags)?;
         let mut at = offset_bytes;
-        for part in data.chunks(self.agreed.max_payload.min(PIECE_BYTES) as usize) {
+        for part in data.chunks(self.pool.agreed.max_payload.min(PIECE_BYTES) as usize) {
             let ask = request(command::WRITE, self.fua(flags), at, part.len() as u32);
-            self.with("write", at, part.len() as u64, |connection| {
-                let request = connection.send(ask, part)?;
-                connection.plain_reply(&request, self.agreed.structured)
-            })?;
+            self.change("write", ask, part)?;
             at += part.len() as u64;
         }
         self.finish(flags)
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        if self.has(flag::READ_ONLY) || !self.has(flag::SEND_FLUSH) {
+        if !self.caps().writable {
             return Ok(());
         }
-        self.with("flush", 0, 0, |connection| {
-            let request = connection.send(request(command::FLUSH, 0, 0, 0), &[])?;
-            connection.plain_reply(&request, self.agreed.structured)
-        })
+        self.check_can(self.has(flag::SEND_FLUSH), WriteFlags::default())?;
+        let durability = &self.pool.durability;
+        let mut done = false;
+        for (id, covered) in durability.owing().map_err(|why| self.lost(why))? {
+            // One that is gone has been accounted for; `check` tells.
+            let Some(lease) = self.pool.take_this(id) else { continue };
+            let result = self.flush_one(&lease, covered);
+            let broken = lease.connection.is_broken();
+            drop(lease);
+            match result {
+                Ok(()) => done = true,
+                Err(error) => {
+                    durability.check().map_err(|_| error)?;
+                    debug_assert!(broken, "an error of the server fails every flush");
+                }
+            }
+        }
+        if !done {
+            let ask = request(command::FLUSH, 0, 0, 0);
+            let result = self.perform("flush", ask, &[], &mut [], |_, _| ());
+            if let Err(error) = result {
+                durability.flush_failed();
+                return Err(error);
+            }
+        }
+        durability.check().map_err(|why| self.lost(why))
     }
 
     fn trim(
@@ -361,8 +405,9 @@ impl BlockDevice for Remote {
         flags: WriteFlags,
     ) -> Result<(), DeviceError> {
         self.geometry().check(offset_bytes, len_bytes)?;
-        self.check_writable(self.caps().trim)?;
-        self.change(command::TRIM, "trim", offset_bytes, len_bytes, self.fua(flags))?;
+        self.check_can(self.caps().trim, flags)?;
+        let range = (offset_bytes, len_bytes);
+        self.change_range(command::TRIM, "trim", range, self.fua(flags))?;
         self.finish(flags)
     }
 
@@ -373,24 +418,26 @@ impl BlockDevice for Remote {
         flags: WriteFlags,
     ) -> Result<(), DeviceError> {
         self.geometry().check(offset_bytes, len_bytes)?;
-        self.check_writable(self.caps().write_zeroes)?;
+        let caps = self.caps();
+        // A server that cannot tell whether it would be slow might be.
+        self.check_can(caps.write_zeroes && (!flags.fast_zero || caps.fast_zero), flags)?;
         let mut bits = self.fua(flags);
         if flags.no_hole {
             bits |= command_flag::NO_HOLE;
         }
-        if flags.fast_zero && self.has(flag::SEND_FAST_ZERO) {
+        if flags.fast_zero {
             bits |= command_flag::FAST_ZERO;
         }
-        self.change(command::WRITE_ZEROES, "write zeroes", offset_bytes, len_bytes, bits)?;
+        let range = (offset_bytes, len_bytes);
+        self.change_range(command::WRITE_ZEROES, "write zeroes", range, bits)?;
         self.finish(flags)
     }
 }
 
 impl Drop for Remote {
     fn drop(&mut self) {
-        for connection in &mut self.lock().idle {
-            // A polite good-bye; a server that is gone does not miss it.
-            let _ = connection.send(request(command::DISC, 0, 0, 0), &[]);
+        for connection in self.pool.all() {
+            connection.leave(request(command::DISC, 0, 0, 0));
         }
     }
 }

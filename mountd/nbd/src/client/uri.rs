@@ -1,5 +1,5 @@
 //! NBD URIs (doc/uri.md of the NBD project): `nbd://host[:port]/export`,
-//! `nbd+unix:///export?socket=path`.
+//! `nbd+unix:///export?socket=path`; with `nbds` and `nbds+unix` in TLS.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,6 +16,16 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+/// What a URI says about TLS; what it leaves out is up to the client.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TlsParameters {
+    /// `tls-certificates`: a directory with `ca-cert.pem`, and `client-cert.pem` and `client-key.pem`
+    /// if the client has to show who it is.
+    pub certificates: Option<PathBuf>,
+    /// `tls-hostname`: the name in the server's certificate, if it is not the one that is connected to.
+    pub hostname: Option<String>,
+}
+
 /// A server and an export of it. Shown as a URI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NbdUri {
@@ -23,20 +33,22 @@ pub struct NbdUri {
     pub address: Address,
     /// The export; empty for the default one.
     pub export: String,
+    /// Set for `nbds` and `nbds+unix`: nothing but TLS will do.
+    pub tls: Option<TlsParameters>,
 }
 
 impl NbdUri {
     /// An export behind a socket in the file system.
     pub fn unix(socket: impl Into<PathBuf>, export: impl Into<String>) -> Self {
-        Self { address: Address::Unix(socket.into()), export: export.into() }
+        Self { address: Address::Unix(socket.into()), export: export.into(), tls: None }
     }
 
     /// An export of a host.
     pub fn tcp(host: impl Into<String>, port: u16, export: impl Into<String>) -> Self {
-        Self { address: Address::Tcp(host.into(), port), export: export.into() }
+        Self { address: Address::Tcp(host.into(), port), export: export.into(), tls: None }
     }
 
-    /// Reads a URI. TLS (`nbds`) and other transports are [`ErrorKind::Invalid`].
+    /// Reads a URI. Transports other than TCP and Unix sockets are [`ErrorKind::Invalid`].
     pub fn parse(uri: &str) -> Result<Self, Error> {
         let bad = |why: &str| Error::new(ErrorKind::Invalid, format!("{uri}: {why}"));
         let Some((scheme, rest)) = uri.split_once("://") else {
@@ -51,22 +63,34 @@ impl NbdUri {
         if export.len() > MAX_STRING_BYTES || export.contains('\0') {
             return Err(bad("the export's name is too long or contains a NUL"));
         }
-        let address = match scheme {
-            "nbd" => {
+        let parameter = |name: &str| {
+            let parts = query.split('&').filter_map(|part| part.split_once('='));
+            let found = parts.filter(|(key, _)| *key == name).map(|(_, value)| value).next();
+            found.map(decode).transpose()
+        };
+        let (tls, transport) = match scheme.strip_prefix("nbds") {
+            Some(transport) => (true, transport),
+            None => (false, scheme.strip_prefix("nbd").unwrap_or("?")),
+        };
+        let address = match transport {
+            "" => {
                 let (host, port) =
                     host_and_port(authority).ok_or_else(|| bad("bad host or port"))?;
                 Address::Tcp(host, port)
             }
-            "nbd+unix" => {
-                let socket = query
-                    .split('&')
-                    .find_map(|part| part.strip_prefix("socket="))
-                    .ok_or_else(|| bad("socket=PATH is missing"))?;
-                Address::Unix(decode(socket)?.into())
+            "+unix" => {
+                let socket = parameter("socket")?.ok_or_else(|| bad("socket=PATH is missing"))?;
+                Address::Unix(socket.into())
             }
-            _ => return Err(bad("only nbd and nbd+unix are supported")),
+            _ => return Err(bad("only nbd, nbds, nbd+unix and nbds+unix are supported")),
         };
-        Ok(Self { address, export })
+        let tls = if tls {
+            let certificates = parameter("tls-certificates")?.map(PathBuf::from);
+            Some(TlsParameters { certificates, hostname: parameter("tls-hostname")? })
+        } else {
+            None
+        };
+        Ok(Self { address, export, tls })
     }
 }
 
@@ -87,16 +111,27 @@ fn host_and_port(authority: &str) -> Option<(String, u16)> {
 impl fmt::Display for NbdUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let export = percent_encode(&self.export);
+        let scheme = if self.tls.is_some() { "nbds" } else { "nbd" };
+        let mut query = Vec::new();
         match &self.address {
             Address::Tcp(host, port) if host.contains(':') => {
-                write!(f, "nbd://[{host}]:{port}/{export}")
+                write!(f, "{scheme}://[{host}]:{port}/{export}")?;
             }
-            Address::Tcp(host, port) => write!(f, "nbd://{host}:{port}/{export}"),
+            Address::Tcp(host, port) => write!(f, "{scheme}://{host}:{port}/{export}")?,
             Address::Unix(path) => {
-                let path = percent_encode(&path.to_string_lossy());
-                write!(f, "nbd+unix:///{export}?socket={path}")
+                write!(f, "{scheme}+unix:///{export}")?;
+                query.push(format!("socket={}", percent_encode(&path.to_string_lossy())));
             }
         }
+        if let Some(tls) = &self.tls {
+            let dir = tls.certificates.as_ref().map(|dir| dir.to_string_lossy().into_owned());
+            for (key, value) in [("tls-certificates", dir), ("tls-hostname", tls.hostname.clone())]
+            {
+                query.extend(value.map(|value| format!("{key}={}", percent_encode(&value))));
+            }
+        }
+        let mark = if query.is_empty() { "" } else { "?" };
+        write!(f, "{mark}{}", query.join("&"))
     }
 }
 
@@ -144,6 +179,21 @@ mod tests {
             assert_eq!(NbdUri::parse(text).unwrap(), uri);
             assert_eq!(uri.to_string(), text);
         }
+        let tls = TlsParameters {
+            certificates: Some("/etc/a b".into()),
+            hostname: Some("disks.example".to_owned()),
+        };
+        let parameters = "tls-certificates=/etc/a%20b&tls-hostname=disks.example";
+        for (text, uri) in [
+            (format!("nbds://h:1/x?{parameters}"), NbdUri::tcp("h", 1, "x")),
+            (format!("nbds+unix:///x?socket=/s&{parameters}"), NbdUri::unix("/s", "x")),
+        ] {
+            let uri = NbdUri { tls: Some(tls.clone()), ..uri };
+            assert_eq!(NbdUri::parse(&text).unwrap(), uri);
+            assert_eq!(uri.to_string(), text);
+        }
+        let bare = NbdUri { tls: Some(TlsParameters::default()), ..NbdUri::tcp("h", 10809, "") };
+        assert_eq!(NbdUri::parse("nbds://h").unwrap(), bare);
         assert_eq!(NbdUri::parse("nbd://h").unwrap(), NbdUri::tcp("h", 10809, ""));
         assert_eq!(NbdUri::parse("nbd://[::1]").unwrap(), NbdUri::tcp("::1", 10809, ""));
         assert_eq!(NbdUri::parse("nbd:///x").unwrap(), NbdUri::tcp("localhost", 10809, "x"));
@@ -155,7 +205,10 @@ mod tests {
             "",
             "nbd",
             "nbd:unix:/x",
-            "nbds://h/",
+            "nbdss://h/",
+            "nbd+vsock://3/",
+            "nbds+unix:///x",
+            "http://h/",
             "nbd+unix:///x",
             "nbd://h:99999/",
             "nbd://h:x/",

@@ -57,6 +57,7 @@ impl Liar {
             handshake_timeout: Duration::from_secs(2),
             reply_timeout: Duration::from_secs(2),
             connections: 1,
+            ..Client::default()
         };
         client.attach(&self.uri)
     }

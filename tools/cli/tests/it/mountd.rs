@@ -61,7 +61,10 @@ fn qemu_io(uri: &str, commands: &[&str]) -> String {
 }
 
 fn list(place: &Place) -> Vec<Value> {
-    place.run(&["mount", "list", "--json"]).code(0).json()["mounts"].as_array().unwrap().clone()
+    place.run(&["mount", "list", "--json"]).code(0).json()["mounts"]
+        .as_array()
+        .expect("mounts")
+        .clone()
 }
 
 fn restored(place: &Place, name: &str) -> Vec<u8> {
@@ -72,7 +75,7 @@ fn restored(place: &Place, name: &str) -> Vec<u8> {
 }
 
 fn pins(place: &Place) -> usize {
-    place.run(&["point", "pins", "--json"]).code(0).json()["pins"].as_array().unwrap().len()
+    place.run(&["point", "pins", "--json"]).code(0).json()["pins"].as_array().expect("pins").len()
 }
 
 #[test]

@@ -94,6 +94,15 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
     if args.foreground {
         return foreground::run(ctx, &args);
     }
+    if let Some(address) =
+        args.listen.iter().find(|a| !a.ip().is_loopback() && args.allow.is_empty())
+    {
+        return Err(CliError::usage(
+            "other hosts can reach this address, and nobody is named that may",
+        )
+        .what(address.to_string())
+        .hint("--allow 10.0.0.7=ro, or an address of this host alone: 127.0.0.1:10809"));
+    }
     let (repository, location, key) = ctx.open_for_daemon()?;
     let (point, disk) = view::find_disk(&repository.points()?, &args.what)?;
     let mut listen: Vec<Listen> =

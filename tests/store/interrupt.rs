@@ -53,6 +53,11 @@ impl Interrupt {
         self.before(wanted, move || *me.dead.lock() = true);
     }
 
+    /// Whether all events happened.
+    pub(crate) fn is_done(&self) -> bool {
+        self.steps.lock().is_empty()
+    }
+
     /// All events happened.
     pub(crate) fn assert_done(&self) {
         assert!(self.steps.lock().is_empty(), "an event of the test never came");

@@ -559,6 +559,45 @@ pub(crate) fn a_wrong_index_deletes_nothing() {
     nodes.assert_whole(&point, &bytes);
 }
 
+/// A reader finds a chunk in a pack in quarantine alone; before it reads it there, the chunk is stored
+/// again, and the pack deleted.
+#[test]
+pub(crate) fn what_leaves_quarantine_under_a_reader_is_read_elsewhere() {
+    // At its first look into the pack, and at every later one.
+    for calls in 0.. {
+        let nodes = Nodes::new();
+        let bytes = noise(1, 12);
+        let point = back_up(&nodes.node(), &bytes);
+        let size = |p: &backstay_store::PackId| nodes.storage.size(ObjectKey::Pack(*p)).unwrap();
+        let pack = nodes.packs().into_iter().max_by_key(size).unwrap();
+        backstay_store::testkit::layout::quarantine(&nodes.node(), pack, None).unwrap();
+        let (reader, storage) = nodes.interrupted();
+        for _ in 0..calls {
+            storage.before(move |call| reads(call, pack), || {});
+        }
+        let others = nodes.clone();
+        storage.before(
+            move |call| reads(call, pack),
+            move || {
+                let node = others.node();
+                back_up(&node, &noise(1, 12));
+                assert!(collect(&node).freed.packs > 0);
+            },
+        );
+        assert!(read(&reader, &point.disks[0]).unwrap() == bytes, "look {calls}");
+        if storage.is_done() {
+            assert!(!nodes.packs().contains(&pack));
+        } else {
+            assert!(calls > 2, "it looked {calls} times");
+            break;
+        }
+    }
+}
+
+fn reads(call: &Call, pack: backstay_store::PackId) -> bool {
+    matches!(call, Call::Read(ObjectKey::Pack(id)) if *id == pack)
+}
+
 /// H1: of a removed point that is held, a node may be gone; but the index alone does not say so, for
 /// what hangs below it would go unmarked.
 #[test]

@@ -307,16 +307,24 @@ pub(super) fn locate(
     let index = repo.index()?;
     index.get_many(ids, &PackSet::new(), out)?;
     let mut found = Vec::new();
+    let mut all_known = false;
     loop {
         let left: Vec<usize> = (0..ids.len()).filter(|&i| out[i].is_none()).collect();
         if left.is_empty() {
             return Ok(());
         }
         if !repo.look_again(&mut search)? {
-            for i in left {
+            let rescued = left.iter().try_for_each(|&i| {
                 out[i] = Some(repo.quarantine().last_resort(repo, ids[i])?);
+                Ok(())
+            });
+            if rescued.is_ok() || all_known {
+                return rescued;
             }
-            return Ok(());
+            // Since the packs were listed, the chunks may have been stored again, and the pack in
+            // quarantine been deleted.
+            all_known = true;
+            repo.synchronise()?;
         }
         let wanted: Vec<ChunkId> = left.iter().map(|&i| ids[i]).collect();
         index.get_many(&wanted, &PackSet::new(), &mut found)?;

@@ -50,7 +50,34 @@ impl Write for &Socket {
 pub(super) struct Stream {
     socket: Socket,
     /// Held for computing only, never while the socket is waited for.
-    tls: Option<Mutex<ClientConnection>>,
+    tls: Option<Mutex<Tls>>,
+}
+
+#[derive(Debug)]
+struct Tls {
+    connection: ClientConnection,
+    /// What came from the socket and is not decrypted yet: the connection takes no more than a record
+    /// ahead of who reads.
+    raw: Vec<u8>,
+    /// So much of `raw` is decrypted.
+    done: usize,
+}
+
+impl Tls {
+    /// Decrypts some of what came; whether there was anything.
+    fn decrypt(&mut self) -> io::Result<bool> {
+        let mut rest = &self.raw[self.done..];
+        let before = rest.len();
+        if before == 0 {
+            return Ok(false);
+        }
+        self.connection.read_tls(&mut rest)?;
+        self.done += before - rest.len();
+        let bad = |e| io::Error::new(io::ErrorKind::InvalidData, e);
+        // What it wants to say in answer goes out with the next write.
+        self.connection.process_new_packets().map_err(bad)?;
+        Ok(true)
+    }
 }
 
 impl Stream {
@@ -106,11 +133,11 @@ impl Stream {
                 }
             }
         }
-        self.tls = Some(Mutex::new(tls));
+        self.tls = Some(Mutex::new(Tls { connection: tls, raw: Vec::new(), done: 0 }));
         Ok(())
     }
 
-    fn lock(tls: &Mutex<ClientConnection>) -> MutexGuard<'_, ClientConnection> {
+    fn lock(tls: &Mutex<Tls>) -> MutexGuard<'_, Tls> {
         // After a panic within it the next record does not decrypt, which is an error.
         tls.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -121,23 +148,25 @@ impl Stream {
         let Some(tls) = &self.tls else { return socket.read(buf) };
         let mut raw = [0; TLS_READ_BYTES];
         loop {
-            match Self::lock(tls).reader().read(buf) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                result => return result,
+            {
+                let mut tls = Self::lock(tls);
+                match tls.connection.reader().read(buf) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    result => return result,
+                }
+                if tls.decrypt()? {
+                    continue;
+                }
             }
             let n = socket.read(&mut raw)?;
             if n == 0 {
                 // Without a good-bye of TLS: somebody may have cut it off.
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            let mut rest = &raw[..n];
             let mut tls = Self::lock(tls);
-            while !rest.is_empty() {
-                tls.read_tls(&mut rest)?;
-                let bad = |e| io::Error::new(io::ErrorKind::InvalidData, e);
-                // What it wants to say in answer goes out with the next write.
-                tls.process_new_packets().map_err(bad)?;
-            }
+            tls.raw.clear();
+            tls.raw.extend_from_slice(&raw[..n]);
+            tls.done = 0;
         }
     }
 
@@ -147,7 +176,7 @@ impl Stream {
         for piece in bytes.chunks(TLS_PIECE_BYTES) {
             let mut out = Vec::with_capacity(piece.len() + 512);
             {
-                let mut tls = Self::lock(tls);
+                let tls = &mut Self::lock(tls).connection;
                 let mut rest = piece;
                 while !rest.is_empty() {
                     let n = tls.writer().write(rest)?;

@@ -29,7 +29,8 @@ fn certificates(dir: &Path) {
         run_ok(&mut command);
     };
     make("ca", "/CN=authority", &["keyUsage=critical,keyCertSign"], false);
-    let leaf = ["basicConstraints=critical,CA:FALSE", "keyUsage=critical,digitalSignature"];
+    let usage = "keyUsage=critical,digitalSignature,keyEncipherment";
+    let leaf = ["basicConstraints=critical,CA:FALSE", usage];
     let server = ["subjectAltName=DNS:localhost", "extendedKeyUsage=serverAuth"];
     make("server", "/CN=localhost", &[leaf, server].concat(), true);
     let client = ["subjectAltName=DNS:client", "extendedKeyUsage=clientAuth"];

@@ -265,3 +265,52 @@ fn one_chunk_is_fetched_once_for_many_readers() {
     });
     assert_eq!(storage.calls(), 1, "eight readers, one fetch");
 }
+
+/// Who reads whole chunks, once, costs the others no cache; pieces, and what is read again, stay.
+#[test]
+fn what_is_streamed_goes_past_the_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = init_real(dir.path(), Encryption::Aes256Gcm);
+    let disk: Vec<u8> = (0..8 * CHUNK).map(|i| (i / CHUNK * 7 + i % 251 + 1) as u8).collect();
+    let point = back_up(&repo, "m", &disk).unwrap();
+    let reader = repo.image(&point.disks[0]).unwrap();
+    let mut buf = vec![0u8; 4 * CHUNK];
+    let kept = |at: usize| {
+        let mut byte = [0u8];
+        reader.try_read_at(at as u64, &mut byte).unwrap() && byte[0] == disk[at]
+    };
+    // From the middle of a chunk to the middle of another.
+    let from = CHUNK / 2;
+    reader.read_at(from as u64, &mut buf).unwrap();
+    assert!(buf == disk[from..from + buf.len()]);
+    assert!(kept(0) && kept(4 * CHUNK), "the ends");
+    assert!(!kept(CHUNK) && !kept(2 * CHUNK) && !kept(3 * CHUNK), "what lies between");
+    // Again, and the whole disk, which has what was not read before, too.
+    reader.read_at(from as u64, &mut buf).unwrap();
+    assert!(buf == disk[from..from + buf.len()]);
+    assert!((0..=4).all(|i| kept(i * CHUNK)), "read twice");
+    let mut all = vec![0u8; disk.len()];
+    reader.read_at(0, &mut all).unwrap();
+    assert!(all == disk && !kept(6 * CHUNK));
+}
+
+/// Equal chunks in one read, and several readers of whole chunks at once.
+#[test]
+fn equal_chunks_and_many_readers_of_whole_chunks() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = init_real(dir.path(), Encryption::Aes256Gcm);
+    let disk: Vec<u8> = (0..32 * CHUNK).map(|i| (i / CHUNK % 3 * 7 + i % 251 + 1) as u8).collect();
+    let point = back_up(&repo, "m", &disk).unwrap();
+    let reader = repo.image(&point.disks[0]).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    let mut all = vec![0u8; disk.len()];
+                    reader.read_at(0, &mut all).unwrap();
+                    assert!(all == disk);
+                }
+            });
+        }
+    });
+}

@@ -11,6 +11,7 @@
 
 mod error;
 pub mod fuse;
+pub mod memory;
 pub mod mounts;
 mod nbd_door;
 mod point_disk;

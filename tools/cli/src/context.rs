@@ -137,6 +137,7 @@ impl Ctx {
     fn open_with(&self, location: &Location, unlock: &Unlock) -> Result<Repository, CliError> {
         let cache_dir = self.cache_dir()?;
         let mut options = OpenOptions::new(&cache_dir);
+        options.cache_bytes = backstay_daemon::memory::cache_bytes();
         options.disk_cache_bytes = self.global.disk_cache.unwrap_or(options.disk_cache_bytes);
         let repository = Repository::open(location, unlock, &options)
             .map_err(|error| at_opening(error, location))?;

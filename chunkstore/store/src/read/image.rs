@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::repository::Inner;
 use crate::session::Piece;
 
+use super::cache::{self, short};
 use super::fetch::{ReadScratch, Wanted, fetch};
 use super::tree::{bring_nodes, node};
 
@@ -116,7 +117,7 @@ impl ImageReader {
                 Some(id) => match s.repo.chunks().get(&id) {
                     Some(chunk) => {
                         let bytes = chunk.get(from..from + range.len());
-                        buf[range].copy_from_slice(bytes.ok_or_else(|| too_short(id))?);
+                        buf[range].copy_from_slice(bytes.ok_or_else(|| short(id))?);
                     }
                     None => return Ok(false),
                 },
@@ -260,21 +261,21 @@ impl ImageReader {
     fn read_batch(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let s = &*self.shared;
         let ids = self.ids_of(offset, buf.len() as u64)?;
-        let present: Vec<(ChunkId, u32)> =
-            ids.iter().filter_map(|&(i, id)| Some((id?, s.len_of(i)))).collect();
-        let chunks = with_scratch(|scratch| s.repo.chunks().get_all(&s.repo, &present, scratch))?;
-        let mut chunks = chunks.into_iter();
-        for ((index, from, range), (_, id)) in s.pieces(offset, buf.len()).zip(ids) {
-            match id.map(|id| (id, chunks.next())) {
-                None => buf[range].fill(0),
-                Some((id, chunk)) => {
-                    let bytes = chunk.as_deref().and_then(|c| c.get(from..from + range.len()));
-                    debug_assert!(bytes.is_some(), "chunk {index:?} has the length of its place");
-                    buf[range].copy_from_slice(bytes.ok_or_else(|| too_short(id))?);
-                }
+        let mut wanted = Vec::with_capacity(ids.len());
+        let pieces = s.pieces(offset, buf.len());
+        let mut rest = buf;
+        for ((index, from, range), (_, id)) in pieces.zip(ids) {
+            let (out, later) = rest.split_at_mut(range.len());
+            rest = later;
+            match id {
+                None => out.fill(0),
+                Some(id) => wanted.push(cache::Piece { id, len: s.len_of(index), from, out }),
             }
         }
-        Ok(())
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        with_scratch(|scratch| s.repo.chunks().read(&s.repo, wanted, scratch))
     }
 
     /// The chunks that a byte range touches.
@@ -394,8 +395,4 @@ impl Shared {
 
 fn slot(index: ChunkIndex) -> usize {
     usize::try_from(index.0 % NODE_FANOUT as u64).unwrap_or(0)
-}
-
-fn too_short(id: ChunkId) -> Error {
-    Error::new(ErrorKind::Damaged, format!("chunk {id} is shorter than its place on the disk"))
 }

@@ -56,6 +56,7 @@ impl Repositories {
         let parsed = Location::parse(location)
             .map_err(|e| Refusal::new(RefusalKind::Usage, e.to_string()).what(location))?;
         let mut options = OpenOptions::new(&self.cache_dir);
+        options.cache_bytes = crate::memory::cache_bytes();
         options.disk_cache_bytes = self.disk_cache_bytes.unwrap_or(options.disk_cache_bytes);
         let opened = Repository::open(&parsed, &material.unlock()?, &options)
             .map_err(|e| refusal(&e).what(location))?;

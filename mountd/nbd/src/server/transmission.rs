@@ -34,6 +34,9 @@ const MAX_INLINE_BYTES: u64 = 128 << 10;
 /// Replies gathered before they are handed to the kernel.
 const BATCH_BYTES: usize = 256 << 10;
 
+/// A client that has asked for so much at once looks ahead by itself: fetching more would only take the
+/// processor from what it waits for.
+const DEEP_BYTES: u64 = 1 << 20;
 /// After how long a write that the device put off is tried again.
 const PAUSE: Duration = Duration::from_millis(250);
 /// Batches after which a busy connection lets others of its thread go first.
@@ -395,7 +398,10 @@ impl Session {
 
     fn read(&mut self, request: ExtendedRequest) {
         self.opened.usage.add_read(request.len);
-        if let Some((offset, len)) = self.readahead.on_read(request.offset, request.len) {
+        let ahead = self.readahead.on_read(request.offset, request.len);
+        if let Some((offset, len)) =
+            ahead.filter(|_| self.queued_bytes + (self.out.bytes() as u64) < DEEP_BYTES)
+        {
             self.opened.device.prefetch(offset, len);
         }
         let voice = self.voice(&request);

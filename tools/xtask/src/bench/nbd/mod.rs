@@ -6,7 +6,7 @@ mod servers;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ use servers::{Images, Kind, Server};
 
 /// Where servers listen; one at a time.
 const PORT: u16 = 10_981;
+/// The sparse disk of 1 TiB.
+const LARGE: &str = "large.raw";
 /// What is read again and again in the warm parts: within everybody's caches.
 const WARM_MIB: u64 = 160;
 
@@ -164,10 +166,28 @@ fn prepare(work: PathBuf, ours: PathBuf, args: &Args) -> Result<Images> {
     Ok(images)
 }
 
+/// Reads every file below `dir`, so that all servers find theirs in the page cache. To be done each
+/// time: some systems take pages back that were not used for some seconds.
+fn bring_to_memory(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            bring_to_memory(&entry.path())?;
+        } else if kind.is_file() && entry.file_name() != LARGE {
+            std::io::copy(&mut fs::File::open(entry.path())?, &mut std::io::sink())?;
+        }
+    }
+    Ok(())
+}
+
 /// Starts a server, warms it if the work wants it, and measures.
 fn measure(work: Work, kind: Kind, images: &Images, args: &Args) -> Result<Measured> {
     // Nothing of the last one must be written to disk on this one's time.
     proc::run(&mut proc::command("sync"))?;
+    if !work.is_warm() {
+        bring_to_memory(&images.work)?;
+    }
     let server = Server::start(kind, images, PORT)?;
     let mib = if work.is_warm() { WARM_MIB } else { args.size_mib };
     let target = &server.uri;
@@ -270,7 +290,7 @@ fn fio(
 
 /// B5: from the command to the export, and to the first 4 KiB read, of a sparse disk of 1 TiB.
 fn ready(images: &Images) -> Result<BTreeMap<&'static str, Duration>> {
-    let large = images.work.join("large.raw");
+    let large = images.work.join(LARGE);
     if !large.exists() {
         let file = fs::File::create(&large)?;
         file.set_len(1 << 40).context("this file system takes no file of 1 TiB")?;

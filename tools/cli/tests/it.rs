@@ -10,6 +10,7 @@ mod it {
     mod journey;
     mod keys;
     mod mountd;
+    mod mountd_killed;
     mod mounts;
     mod point;
     mod recovery;

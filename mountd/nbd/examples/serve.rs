@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     table.set_default(Some("disk"));
     let listen = vec![Listen::Tcp(address.parse()?)];
     let server = ServerHandle::start(listen, Arc::new(table), ServerConfig::default())?;
-    println!("{}", server.addresses()[0].uri("disk"));
+    println!("{}", server.addresses()[0].uri("disk", false));
     std::io::stdin().read_to_end(&mut Vec::new())?;
     server.stop()?;
     Ok(())

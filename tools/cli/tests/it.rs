@@ -11,6 +11,7 @@ mod it {
     mod keys;
     mod mountd;
     mod mountd_killed;
+    mod mountd_tls;
     mod mounts;
     mod point;
     mod recovery;

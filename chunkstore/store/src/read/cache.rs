@@ -174,7 +174,7 @@ impl ChunkCache {
         // Whoever waits for one of these fetches it again, and keeps it.
         drop(past);
         for mut piece in elsewhere {
-            piece.copy_from(&*self.get_one(repo, piece.id, piece.len, scratch)?)?;
+            piece.copy_from(&self.get_one(repo, piece.id, piece.len, scratch)?)?;
         }
         Ok(())
     }

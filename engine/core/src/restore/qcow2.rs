@@ -124,7 +124,7 @@ pub(super) fn restore(
     let exports: Arc<dyn Exports> = Arc::new(One(Arc::clone(&counted)));
     let server = ServerHandle::start(vec![Listen::Unix(socket)], exports, ServerConfig::default())?;
     let uri =
-        server.addresses().first().map(|address| address.uri("")).ok_or_else(|| {
+        server.addresses().first().map(|address| address.uri("", false)).ok_or_else(|| {
             Error::new(ErrorKind::Io, "the NBD server for qemu-img has no address")
         })?;
 

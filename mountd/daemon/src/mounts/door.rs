@@ -11,7 +11,7 @@ use backstay_api::{Refusal, RefusalKind};
 use backstay_blockdev::BlockDevice;
 use backstay_nbd::server::{
     Access, Attached, BoundAddress, ClientInfo, ExportInfo, ExportSpec, ExportTable, Exports,
-    Listen, OpenError, Opened, Peer, Permission, ServerConfig, ServerHandle, Source, Who,
+    Listen, OpenError, Opened, Peer, Permission, ServerConfig, ServerHandle, Source, Tls, Who,
 };
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -42,6 +42,8 @@ pub(super) struct Served {
     id: String,
     own: Vec<ServerHandle>,
     shared: Vec<BoundAddress>,
+    /// Whether what goes over TCP is encrypted.
+    tls: bool,
     /// The addresses of its own, with real ports.
     pub(super) bound: Vec<ListenText>,
 }
@@ -50,7 +52,7 @@ impl Served {
     /// Where clients find it; the addresses of its own first.
     pub(super) fn uris(&self) -> Vec<String> {
         let own = self.own.iter().flat_map(ServerHandle::addresses);
-        own.chain(&self.shared).map(|address| address.uri(&self.id)).collect()
+        own.chain(&self.shared).map(|address| address.uri(&self.id, self.tls)).collect()
     }
 }
 
@@ -97,17 +99,35 @@ impl Door {
         let table = Arc::new(ExportTable::new());
         let door =
             Self { table, config, socket, shared: Mutex::default(), access: Mutex::default() };
-        let shared = door.share(listen)?;
-        door.shared.lock().push(shared);
+        let mut shared = vec![door.share()?];
+        for listen in listen {
+            let config = door.config_for(&listen);
+            let server = ServerHandle::start(vec![listen], door.table.clone(), config);
+            shared.push(server.map_err(cannot_listen)?);
+        }
+        *door.shared.lock() = shared;
         Ok(door)
     }
 
-    /// A server of the Unix socket, and of `more`.
-    fn share(&self, more: Vec<Listen>) -> Result<ServerHandle, Error> {
-        let mut listen = vec![Listen::Unix(self.socket.clone())];
-        listen.extend(more);
-        let server = ServerHandle::start(listen, self.table.clone(), self.config.clone())
-            .map_err(cannot_listen)?;
+    /// Whether what goes over TCP is encrypted.
+    fn tls(&self) -> bool {
+        !matches!(self.config.tls, Tls::Off)
+    }
+
+    fn config_for(&self, listen: &Listen) -> ServerConfig {
+        let tls = match listen {
+            Listen::Tcp(_) => self.config.tls.clone(),
+            Listen::Unix(_) => Tls::Off,
+        };
+        ServerConfig { tls, ..self.config.clone() }
+    }
+
+    /// A server of the Unix socket.
+    fn share(&self) -> Result<ServerHandle, Error> {
+        let listen = Listen::Unix(self.socket.clone());
+        let config = self.config_for(&listen);
+        let server =
+            ServerHandle::start(vec![listen], self.table.clone(), config).map_err(cannot_listen)?;
         // Any user may connect; the kernel tells who it is, and each mount knows whom it lets in.
         std::fs::set_permissions(&self.socket, std::fs::Permissions::from_mode(0o666)).map_err(
             |e| Error::os(format!("{}: cannot open to users", self.socket.display()), e),
@@ -122,6 +142,11 @@ impl Door {
             shared.iter().flat_map(ServerHandle::addresses).map(ToString::to_string).collect();
         all.dedup();
         all
+    }
+
+    /// Refuses what could not be served.
+    pub(super) fn check(&self, allow: &[String], listen: &[ListenText]) -> Result<(), Refusal> {
+        check(allow, listen, self.tls())
     }
 
     /// Serves a device under the name of its mount.
@@ -146,12 +171,14 @@ impl Door {
             id: id.clone(),
             own: Vec::new(),
             shared: self.shared_addresses(),
+            tls: self.tls(),
             bound: Vec::new(),
         };
         for text in &record.listen {
             let started = listen(text).and_then(|listen| {
                 let only = Arc::new(OnlyOne { table: self.table.clone(), id: id.clone() });
-                ServerHandle::start(vec![listen], only, self.config.clone()).map_err(failed)
+                let config = self.config_for(&listen);
+                ServerHandle::start(vec![listen], only, config).map_err(failed)
             });
             match started {
                 Ok(server) => {
@@ -227,13 +254,18 @@ impl Door {
         }
     }
 
-    /// Makes the shared socket again if somebody removed it. Clients that are connected notice nothing.
+    /// Reads the certificates again, and makes the shared socket again if somebody removed it. Clients that are connected notice nothing.
     pub(super) fn mend(&self) {
+        if let Tls::Allowed(tls) | Tls::Required(tls) = &self.config.tls
+            && let Err(error) = tls.reload()
+        {
+            tracing::warn!(%error, "the certificates cannot be read; the old ones stay in use");
+        }
         let mut shared = self.shared.lock();
         if shared.is_empty() || self.socket.exists() {
             return;
         }
-        match self.share(Vec::new()) {
+        match self.share() {
             Ok(server) => {
                 tracing::warn!(socket = %self.socket.display(), "the socket was gone; made anew");
                 shared.push(server);
@@ -252,13 +284,25 @@ impl Door {
     }
 }
 
+/// Whether a rule asks for a certificate.
+fn needs_certificate(who: &Who) -> bool {
+    matches!(who, Who::Fingerprint(_) | Who::DnsName(_))
+}
+
 /// Refuses what could not be served.
-pub(super) fn check(allow: &[String], listen_at: &[ListenText]) -> Result<(), Refusal> {
+fn check(allow: &[String], listen_at: &[ListenText], tls: bool) -> Result<(), Refusal> {
     if allow.len() > MAX_RULES || listen_at.len() > MAX_LISTEN {
         return Err(Refusal::new(RefusalKind::Usage, "too many rules or addresses"));
     }
     for text in allow {
-        rule(text)?;
+        if needs_certificate(&rule(text)?.0) && !tls {
+            return Err(Refusal::new(
+                RefusalKind::Usage,
+                "nobody can show a certificate: this daemon has none itself",
+            )
+            .what(text)
+            .hint("backstay mountd --tls-certificates DIRECTORY"));
+        }
     }
     for text in listen_at {
         let remote = matches!(listen(text)?, Listen::Tcp(at) if !at.ip().is_loopback());
@@ -389,9 +433,12 @@ mod tests {
     #[test]
     fn an_address_for_other_hosts_needs_rules() {
         let tcp = |text: &str| vec![ListenText::Tcp(text.to_owned())];
-        assert!(check(&[], &tcp("127.0.0.1:0")).is_ok());
-        assert!(check(&[], &tcp("0.0.0.0:10809")).is_err());
-        assert!(check(&["10.0.0.7".to_owned()], &tcp("0.0.0.0:10809")).is_ok());
-        assert!(check(&[], &tcp("nonsense")).is_err());
+        assert!(check(&[], &tcp("127.0.0.1:0"), false).is_ok());
+        assert!(check(&[], &tcp("0.0.0.0:10809"), false).is_err());
+        assert!(check(&["10.0.0.7".to_owned()], &tcp("0.0.0.0:10809"), false).is_ok());
+        assert!(check(&[], &tcp("nonsense"), false).is_err());
+        let named = ["dns:kvm2".to_owned()];
+        assert!(check(&named, &tcp("0.0.0.0:10809"), true).is_ok());
+        assert!(check(&named, &tcp("0.0.0.0:10809"), false).is_err());
     }
 }

@@ -55,7 +55,8 @@ pub struct MountdOptions {
     pub nbd_socket: PathBuf,
     /// Where all mounts are served besides.
     pub listen: Vec<Listen>,
-    /// The bounds of the NBD servers.
+    /// The bounds of the NBD servers. Its `tls` is for what goes over TCP: nobody reads a Unix socket's
+    /// data on its way.
     pub nbd: ServerConfig,
 }
 

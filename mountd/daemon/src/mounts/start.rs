@@ -26,7 +26,7 @@ const MAX_SECONDS: u64 = 100 * 366 * 86_400;
 impl Mountd {
     /// Opens a disk of a recovery point as a new mount.
     pub(super) fn mount(&self, request: &MountRequest, asker: Asker) -> Result<MountView, Refusal> {
-        door::check(&request.allow, &request.listen)?;
+        self.door.check(&request.allow, &request.listen)?;
         if request.reason.len() > MAX_REASON_BYTES {
             return Err(Refusal::new(RefusalKind::Usage, "the reason is too long"));
         }

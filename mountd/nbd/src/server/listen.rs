@@ -39,10 +39,11 @@ pub enum BoundAddress {
 }
 
 impl BoundAddress {
-    /// The NBD URI of an export here; `""` is the default export.
-    pub fn uri(&self, export: &str) -> String {
+    /// The NBD URI of an export here; `""` is the default export. `tls`: what goes over TCP is encrypted.
+    pub fn uri(&self, export: &str, tls: bool) -> String {
         let export = crate::client::percent_encode(export);
         match self {
+            Self::Tcp(address) if tls => format!("nbds://{address}/{export}"),
             Self::Tcp(address) => format!("nbd://{address}/{export}"),
             Self::Unix(path) => {
                 let path = crate::client::percent_encode(&path.to_string_lossy());

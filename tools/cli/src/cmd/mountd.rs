@@ -1,12 +1,12 @@
 //! `backstay mountd`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use backstay_daemon::mounts::control::Control;
 use backstay_daemon::mounts::{Mountd, MountdOptions};
-use backstay_nbd::server::{Listen, ServerConfig};
+use backstay_nbd::server::{ClientCertificates, Listen, ServerConfig, Tls, TlsConfig, TlsFiles};
 use serde::Serialize;
 
 use crate::context::Ctx;
@@ -26,7 +26,7 @@ const ON_DEMAND_STAYS: Duration = Duration::from_secs(30);
 #[derive(Debug, clap::Args)]
 #[command(after_help = help_tail(
     "  backstay mountd
-  backstay mountd --listen 10.0.0.1:10809",
+  backstay mountd --listen 10.0.0.1:10809 --tls-certificates /etc/pki/backstay",
     &[Exit::Denied, Exit::InUse]
 ))]
 pub(crate) struct Args {
@@ -43,6 +43,16 @@ pub(crate) struct Args {
     /// Serve all mounts here, too; each lets in whom it allows
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Vec<SocketAddr>,
+
+    /// Encrypt what goes over TCP, with the certificates in this directory: server-cert.pem,
+    /// server-key.pem, and ca-cert.pem if clients must show one, too. They are read again every minute
+    #[arg(
+        long,
+        value_name = "DIRECTORY",
+        env = "BACKSTAY_TLS_CERTIFICATES",
+        hide_env_values = true
+    )]
+    tls_certificates: Option<PathBuf>,
 
     /// End when nothing is mounted any more
     #[arg(long, hide = true)]
@@ -66,6 +76,7 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         // Whoever started us may log out. It fails where we lead a session already, which is as good.
         let _ = rustix::process::setsid();
     }
+    let tls = args.tls_certificates.as_deref().map_or(Ok(Tls::Off), tls)?;
     let signals = Signals::listen()?;
     let daemon = Mountd::start(MountdOptions {
         state_dir: places.state_dir.clone(),
@@ -73,7 +84,7 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         disk_cache_bytes: ctx.global.disk_cache,
         nbd_socket: places.nbd.clone(),
         listen: args.listen.iter().copied().map(Listen::Tcp).collect(),
-        nbd: ServerConfig::default(),
+        nbd: ServerConfig { tls, ..ServerConfig::default() },
     })?;
     let control = match inherited()? {
         Some(socket) => Control::inherit(daemon.clone(), socket)?,
@@ -107,6 +118,20 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
     drop(control);
     daemon.stop();
     Ok(Exit::Done)
+}
+
+/// The certificates in a directory, named as libnbd, nbdkit and QEMU name them.
+fn tls(directory: &Path) -> Result<Tls, CliError> {
+    let authority = directory.join("ca-cert.pem");
+    let clients = match authority.exists() {
+        true => ClientCertificates::Required(authority),
+        false => ClientCertificates::Ignored,
+    };
+    let (certificate, key) = (directory.join("server-cert.pem"), directory.join("server-key.pem"));
+    let config = TlsConfig::from_pem(TlsFiles { certificate, key, clients }).map_err(|error| {
+        CliError::usage(error.to_string()).what(directory.display().to_string())
+    })?;
+    Ok(Tls::Required(config))
 }
 
 /// The control socket, where a service manager has opened it.

@@ -60,7 +60,7 @@ pub(super) fn run(ctx: &Ctx, args: &Args) -> Result<Exit, CliError> {
 
 impl Document {
     fn new(point: &RecoveryPoint, disk: &DiskRecord, address: &BoundAddress) -> Self {
-        let uri = address.uri(&disk.name);
+        let uri = address.uri(&disk.name, false);
         Self {
             kind: "nbd",
             machine: point.machine.clone(),

@@ -23,7 +23,8 @@ const IDLE_SECONDS: u64 = 24 * 3600;
 /// changes, and at the end the overlay is kept, thrown away, or saved as a new recovery point.
 ///
 /// Root and the user who mounts may attach over the daemon's own socket. Others need --allow, and other hosts
-/// an address to reach: --listen. There is no encryption on the wire yet.
+/// an address to reach: --listen. Over a network, give the daemon certificates
+/// (`backstay mountd --tls-certificates`): without, what is read and written goes over it in the clear.
 #[derive(Debug, clap::Args)]
 #[command(after_help = help_tail(
     "  backstay mount nbd web01@latest:disk0

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::support::{Place, Running, is_root, noise, sample, skipped, wait_until};
 
 /// A repository with one backup of `web01`.
-fn with_backup(content: &[u8]) -> Place {
+pub(super) fn with_backup(content: &[u8]) -> Place {
     let place = Place::with_repository();
     let image = place.image("web01.raw", content);
     place.run(&["backup", &image, "-m", "web01"]).code(0);
@@ -17,23 +17,23 @@ fn with_backup(content: &[u8]) -> Place {
 }
 
 /// A daemon that answers.
-fn daemon(place: &Place) -> Running {
+pub(super) fn daemon(place: &Place) -> Running {
     let mut running = place.start(&["mountd", "--json"]);
     let told: Value = serde_json::from_str(&running.first_line()).expect("a JSON document");
     assert_eq!(told["pid"], running.pid());
     running
 }
 
-fn mount(place: &Place, args: &[&str]) -> Value {
+pub(super) fn mount(place: &Place, args: &[&str]) -> Value {
     place.run(&[&["mount", "nbd"], args, &["--json"]].concat()).code(0).json()
 }
 
-fn text(value: &Value, name: &str) -> String {
+pub(super) fn text(value: &Value, name: &str) -> String {
     value[name].as_str().unwrap_or_else(|| panic!("no {name} in {value}")).to_owned()
 }
 
 /// What an export holds, read by `nbdcopy`.
-fn contents(place: &Place, uri: &str) -> Vec<u8> {
+pub(super) fn contents(place: &Place, uri: &str) -> Vec<u8> {
     let copy = place.path("contents.raw");
     let _ = std::fs::remove_file(&copy);
     let done = Command::new("nbdcopy").arg(uri).arg(&copy).output();
@@ -60,14 +60,14 @@ fn qemu_io(uri: &str, commands: &[&str]) -> String {
     said
 }
 
-fn list(place: &Place) -> Vec<Value> {
+pub(super) fn list(place: &Place) -> Vec<Value> {
     place.run(&["mount", "list", "--json"]).code(0).json()["mounts"]
         .as_array()
         .expect("mounts")
         .clone()
 }
 
-fn restored(place: &Place, name: &str) -> Vec<u8> {
+pub(super) fn restored(place: &Place, name: &str) -> Vec<u8> {
     let to = place.text("restored.raw");
     let _ = std::fs::remove_file(&to);
     place.run(&["restore", "disk", name, "--to", &to]).code(0);

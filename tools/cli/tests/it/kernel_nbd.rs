@@ -105,7 +105,7 @@ fn the_kernel_reads_writes_and_trims() {
 
 /// Makes a file system, fills, trims and checks it; what it held is there when it is mounted again.
 fn file_system(guest: &mut Guest) {
-    guest.run("mke2fs -q -t ext4 /dev/nbd0");
+    guest.run("mke2fs -F -q -t ext4 /dev/nbd0");
     guest.run("mount -t ext4 /dev/nbd0 /mnt");
     for name in ["kept", "gone"] {
         guest.run(&format!("dd if=/dev/urandom of=/mnt/{name} bs=64k count=64 status=none"));
@@ -204,7 +204,7 @@ fn what_the_kernel_was_told_is_written_survives_a_killed_daemon() {
 /// replayed, and the file system is sound.
 fn journal(guest: &mut Guest, place: &Place, id: &str, daemon: super::support::Running) {
     attach(guest, id, FIRST_PORT, "/dev/nbd0", "");
-    guest.run("mke2fs -q -t ext4 /dev/nbd0 && mount -t ext4 /dev/nbd0 /mnt");
+    guest.run("mke2fs -F -q -t ext4 /dev/nbd0 && mount -t ext4 /dev/nbd0 /mnt");
     guest.run(
         "(for i in $(seq 1000); do echo \"file $i\" >/mnt/f$i && sync /mnt/f$i /mnt && \
          echo acked $i || break; done) 2>/dev/null & writer=$!",

@@ -62,11 +62,11 @@ impl Guest {
     pub(super) fn boot(test: &str, place: &Place, ports: &[u16]) -> Option<Self> {
         let made = made(test)?;
         let console = place.path("console.log");
-        let relay = made.join("busybox").display().to_string();
+        let relay = made.join("relay").display().to_string();
         let mut network = "user,id=net,restrict=on,ipv6=off".to_owned();
         for (port, to) in (FIRST_PORT..).zip(ports) {
             // A process for each connection: QEMU itself would share one between all.
-            let command = format!("'{relay}' nc 127.0.0.1 {to}").replace(',', ",,");
+            let command = format!("'{relay}' {to}").replace(',', ",,");
             let _ = write!(network, ",guestfwd=tcp:{SERVER}:{port}-cmd:{command}");
         }
         let mut qemu = guarded(&made.join("qemu"));

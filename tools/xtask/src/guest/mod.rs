@@ -3,8 +3,9 @@
 //!
 //! QEMU comes from packages unpacked into the build cache, with its libraries, rather than
 //! installed: its package excludes other versions of `qemu-utils` than its own, and a machine may
-//! well have a newer one. `<cache>/linux-guest` then holds `qemu` (a script that takes QEMU's
-//! arguments), `kernel`, `initramfs` and `busybox` (static, for the relay to the host).
+//! well have a newer one. `<cache>/linux-guest` then holds `kernel`, `initramfs` and two scripts:
+//! `qemu` takes QEMU's arguments, `relay PORT` joins a connection that QEMU's network made to a
+//! port of the loopback.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -28,6 +29,7 @@ const PACKAGES: &[&str] = &[
     "e2fsprogs",
     "kmod",
     "nbd-client",
+    "socat",
     "util-linux",
 ];
 /// Programs of the guest that are not busybox's; each goes to `/usr/sbin`, ahead of busybox.
@@ -43,11 +45,18 @@ const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 const LOADER: &str = "ld-linux-x86-64.so.2";
 
 /// Runs the unpacked QEMU with the libraries it was built for.
-const LAUNCHER: &str = r#"#!/bin/sh
+const QEMU: &str = r#"#!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
 export QEMU_MODULE_DIR="$here/modules"
 exec "$here/lib/ld-linux-x86-64.so.2" --inhibit-cache --library-path "$here/lib" \
     "$here/qemu-system-x86_64" -L "$here/firmware" "$@"
+"#;
+/// QEMU's end of the connection is a TCP socket, too: without `nodelay` every answer of more than
+/// one piece waits 40 ms for an acknowledgement.
+const RELAY: &str = r#"#!/bin/sh
+here=$(dirname "$(readlink -f "$0")")
+exec "$here/lib/ld-linux-x86-64.so.2" --inhibit-cache --library-path "$here/lib" \
+    "$here/socat" -b 262144 FD:0,nodelay "TCP4:127.0.0.1:$1,nodelay"
 "#;
 
 /// Makes the guest if it is missing or of another recipe. Where that fails, its tests skip
@@ -66,7 +75,7 @@ fn install(house: &House) -> Result<()> {
     let lock = fs::File::create(house.cache.join("linux-guest.lock"))?;
     lock.lock().context("cannot lock the build cache")?;
     let dir = house.cache.join("linux-guest");
-    let wanted = format!("{RECIPE}\n{}\n{LAUNCHER}{INIT}", PACKAGES.join(" "));
+    let wanted = format!("{RECIPE}\n{}\n{QEMU}{RELAY}{INIT}", PACKAGES.join(" "));
     if fs::read_to_string(dir.join("recipe")).is_ok_and(|there| there == wanted) {
         return Ok(());
     }
@@ -104,29 +113,32 @@ fn make(temp: &Path, to: &Path) -> Result<()> {
     put_emulator(&tree, to)?;
     let release = tree.kernel_release()?;
     copy(&tree.root.join(format!("boot/vmlinuz-{release}")), &to.join("kernel"))?;
-    let busybox = to.join("busybox");
-    copy(&tree.program("busybox")?, &busybox)?;
+    let busybox = tree.program("busybox")?;
     let files = temp.join("initramfs");
     furnish(&tree, &release, &busybox, &files)?;
     pack(&busybox, &files, &to.join("initramfs"))
 }
 
-/// QEMU, what it loads, and the script that starts it.
+/// QEMU, what it loads, the relay, and the scripts that start them.
 fn put_emulator(tree: &Tree, to: &Path) -> Result<()> {
     for dir in ["lib", "modules", "firmware"] {
         fs::create_dir(to.join(dir))?;
     }
-    let program = tree.program("qemu-system-x86_64")?;
     let emulator = tree.root.join(LIBRARIES).join("qemu").join(EMULATOR);
-    tree.copy_libraries(&program, &to.join("lib"))?;
-    tree.copy_libraries(&emulator, &to.join("lib"))?;
-    copy(&program, &to.join("qemu-system-x86_64"))?;
-    copy(&emulator, &to.join("modules").join(EMULATOR))?;
+    for (program, dir) in [
+        (tree.program("qemu-system-x86_64")?, to.to_path_buf()),
+        (tree.program("socat")?, to.to_path_buf()),
+        (emulator, to.join("modules")),
+    ] {
+        tree.copy_libraries(&program, &to.join("lib"))?;
+        copy(&program, &dir.join(program.file_name().context("a program has a name")?))?;
+    }
     for file in FIRMWARE {
         let from = tree.root.join("usr/share").join(file);
         copy(&from, &to.join("firmware").join(from.file_name().context("a file has a name")?))?;
     }
-    write_program(&to.join("qemu"), LAUNCHER)
+    write_program(&to.join("qemu"), QEMU)?;
+    write_program(&to.join("relay"), RELAY)
 }
 
 /// The files of the initramfs.

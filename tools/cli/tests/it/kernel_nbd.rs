@@ -23,9 +23,23 @@ fn port(view: &Value) -> u16 {
     ports.last().expect("a port of the loopback")
 }
 
-/// Attaches an export over two connections.
-fn attach(guest: &mut Guest, name: &str, port: u16, device: &str, options: &str) {
-    guest.run(&format!("nbd-client -C 2 {options} -N {name} {SERVER} {port} {device}"));
+/// A mount as it is listed.
+fn found(place: &Place, id: &str) -> Value {
+    list(place).into_iter().find(|m| m["id"] == *id).expect("the mount")
+}
+
+/// Attaches the first server's export over two connections.
+fn attach(guest: &mut Guest, name: &str) {
+    guest.run(&format!("nbd-client -C 2 -N {name} {SERVER} {FIRST_PORT} /dev/nbd0"));
+}
+
+/// The command that `mount nbd` has told for it, with the address as the guest sees it.
+fn told(view: &Value, port: u16, guest_port: u16, device: &str) -> String {
+    let commands = view["client_commands"].as_array().expect("commands");
+    let told = commands.iter().find(|c| c["tool"] == "nbd-client").expect("one for nbd-client");
+    let there = text(told, "command").replace(&format!("127.0.0.1 {port} "), "HOST PORT ");
+    assert!(there.contains("HOST PORT /dev/nbd0 "), "{told}");
+    there.replace("HOST PORT /dev/nbd0", &format!("{SERVER} {guest_port} {device}"))
 }
 
 /// A device's checksum, read past the guest's cache.
@@ -67,7 +81,7 @@ fn the_kernel_reads_writes_and_trims() {
     let ports = [port(&view), port(&plain)];
     let Some(mut guest) = Guest::boot("kernel_nbd", &place, &ports) else { return };
 
-    attach(&mut guest, &text(&plain, "id"), FIRST_PORT + 1, "/dev/nbd1", "");
+    guest.run(&told(&plain, ports[1], FIRST_PORT + 1, "/dev/nbd1"));
     let sectors = &odd[..odd.len() / 512 * 512];
     assert_eq!(guest.run("blockdev --getsize64 /dev/nbd1"), sectors.len().to_string());
     assert_eq!(guest.run("blockdev --getro /dev/nbd1"), "1");
@@ -77,9 +91,9 @@ fn the_kernel_reads_writes_and_trims() {
     guest.run("nbd-client -d /dev/nbd1");
 
     let id = text(&view, "id");
-    attach(&mut guest, &id, FIRST_PORT, "/dev/nbd0", "");
-    let clients = list(&place).into_iter().find(|m| m["id"] == *id).expect("the mount");
-    assert_eq!(clients["clients"].as_array().map(Vec::len), Some(2), "{clients}");
+    attach(&mut guest, &id);
+    let seen = found(&place, &id);
+    assert_eq!(seen["clients"].as_array().map(Vec::len), Some(2), "{seen}");
     assert_eq!(guest.run("blockdev --getsize64 /dev/nbd0"), content.len().to_string());
     let queue = "cat /sys/block/nbd0/queue/write_cache /sys/block/nbd0/queue/fua";
     assert_eq!(guest.run(queue), "write back\n1", "flush and FUA are not used");
@@ -89,9 +103,13 @@ fn the_kernel_reads_writes_and_trims() {
     let mut expected = content.clone();
     expected[1 << 20..2 << 20].fill(0);
     assert_eq!(sum(&mut guest, "/dev/nbd0"), sum_of(&place, &expected), "discarded");
-    file_system(&mut guest);
+    file_system(&mut guest, &place, &id);
     let seen = sum(&mut guest, "/dev/nbd0");
     guest.run("nbd-client -d /dev/nbd0");
+    // The command that users are told does the same.
+    guest.run(&told(&view, ports[0], FIRST_PORT, "/dev/nbd2"));
+    assert_eq!(sum(&mut guest, "/dev/nbd2"), seen);
+    guest.run("nbd-client -d /dev/nbd2");
     drop(guest);
 
     let written = contents(&place, &text(&view, "uri"));
@@ -104,7 +122,8 @@ fn the_kernel_reads_writes_and_trims() {
 }
 
 /// Makes a file system, fills, trims and checks it; what it held is there when it is mounted again.
-fn file_system(guest: &mut Guest) {
+fn file_system(guest: &mut Guest, place: &Place, id: &str) {
+    let kept = || found(place, id)["overlay"]["data_bytes"].as_u64().expect("a number");
     guest.run("mke2fs -F -q -t ext4 /dev/nbd0");
     guest.run("mount -t ext4 /dev/nbd0 /mnt");
     for name in ["kept", "gone"] {
@@ -112,11 +131,14 @@ fn file_system(guest: &mut Guest) {
     }
     guest.run("for i in $(seq 100); do echo $i >/mnt/small$i; done");
     guest.run("sync; rm /mnt/gone; (cd /mnt; sha256sum kept small*) >/tmp/sums; sync");
+    let before = kept();
     let trimmed = guest.run("fstrim -v /mnt");
     // `/mnt: 17.1 MiB (17922048 bytes) trimmed`
     let bytes = trimmed.split_once('(').and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
     let bytes: u64 = bytes.unwrap_or_else(|| panic!("{trimmed}"));
     assert!(bytes >= 4 << 20, "{trimmed}");
+    // The ends of what is free need not be where the overlay's blocks end.
+    assert!(kept() + (3 << 20) <= before, "trimmed, and yet kept: {before}, {}", kept());
     guest.run("umount /mnt");
     guest.run("e2fsck -fn /dev/nbd0");
     // Without what the guest remembers of it.
@@ -165,7 +187,7 @@ fn what_the_kernel_was_told_is_written_survives_a_killed_daemon() {
     let Some(mut guest) = Guest::boot("kernel_nbd", &place, &[port(&view)]) else { return };
     let blocks = expected.len() / BLOCK;
     for round in 1..=3u8 {
-        attach(&mut guest, &id, FIRST_PORT, "/dev/nbd0", "");
+        attach(&mut guest, &id);
         // Two at once, on a half of the disk each.
         let firsts = [0, blocks / 2];
         for (name, first) in firsts.into_iter().enumerate() {
@@ -191,6 +213,7 @@ fn what_the_kernel_was_told_is_written_survives_a_killed_daemon() {
         // The one that each was writing may have come in, in part.
         for first in firsts {
             let done = acked(&said).filter(|i| (first..first + blocks / 2).contains(i)).count();
+            assert!(done < blocks / 2, "it was through before the daemon was killed");
             let under_way = (first + done) * BLOCK..(first + done + 1) * BLOCK;
             expected[under_way.clone()].copy_from_slice(&found[under_way]);
         }
@@ -203,7 +226,7 @@ fn what_the_kernel_was_told_is_written_survives_a_killed_daemon() {
 /// The daemon dies under a mounted file system: what was synced is there after the journal was
 /// replayed, and the file system is sound.
 fn journal(guest: &mut Guest, place: &Place, id: &str, daemon: super::support::Running) {
-    attach(guest, id, FIRST_PORT, "/dev/nbd0", "");
+    attach(guest, id);
     guest.run("mke2fs -F -q -t ext4 /dev/nbd0 && mount -t ext4 /dev/nbd0 /mnt");
     guest.run(
         "(for i in $(seq 1000); do echo \"file $i\" >/mnt/f$i && sync /mnt/f$i /mnt && \
@@ -219,7 +242,7 @@ fn journal(guest: &mut Guest, place: &Place, id: &str, daemon: super::support::R
     said.extend(guest.tell("wait $writer").1);
     guest.run("umount /mnt");
     let running = super::mountd::daemon(place);
-    attach(guest, id, FIRST_PORT, "/dev/nbd0", "");
+    attach(guest, id);
     guest.run("mount -t ext4 /dev/nbd0 /mnt");
     for i in acked(&said) {
         assert_eq!(guest.run(&format!("cat /mnt/f{i}")), format!("file {i}"));

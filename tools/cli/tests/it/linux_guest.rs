@@ -18,7 +18,7 @@ pub(super) const FIRST_PORT: u16 = 10809;
 
 /// Until it must answer for the first time. It takes 4 seconds where nothing else runs.
 const BOOT: Duration = Duration::from_secs(60);
-/// All the time a test may use it.
+/// Until a test must be through with it, from its start on. They take 11 seconds.
 const LIFE: Duration = Duration::from_secs(120);
 
 /// A running guest; killed when the test ends, however it ends.
@@ -85,6 +85,7 @@ impl Guest {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit());
+        let start = Instant::now();
         let mut child = qemu.spawn().expect("the guest's QEMU starts");
         let input = child.stdin.take().expect("a pipe");
         let output = BufReader::new(child.stdout.take().expect("a pipe"));
@@ -97,11 +98,11 @@ impl Guest {
                 }
             }
         });
-        let mut guest = Self { child, input, lines, console, end: Instant::now() + BOOT };
+        let mut guest = Self { child, input, lines, console, end: start + BOOT };
         let ready = guest.line();
         assert!(ready.starts_with("ready "), "the guest says {ready}");
         println!("{test}: guest {ready}");
-        guest.end = Instant::now() + LIFE;
+        guest.end = start + LIFE;
         Some(guest)
     }
 

@@ -52,11 +52,12 @@ exec "$here/lib/ld-linux-x86-64.so.2" --inhibit-cache --library-path "$here/lib"
     "$here/qemu-system-x86_64" -L "$here/firmware" "$@"
 "#;
 /// QEMU's end of the connection is a TCP socket, too: without `nodelay` every answer of more than
-/// one piece waits 40 ms for an acknowledgement.
+/// one piece waits 40 ms for an acknowledgement. It is the error output as well, where a message
+/// would be taken for an answer.
 const RELAY: &str = r#"#!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
 exec "$here/lib/ld-linux-x86-64.so.2" --inhibit-cache --library-path "$here/lib" \
-    "$here/socat" -b 262144 FD:0,nodelay "TCP4:127.0.0.1:$1,nodelay"
+    "$here/socat" -b 262144 FD:0,nodelay "TCP4:127.0.0.1:$1,nodelay" 2>/dev/null
 "#;
 
 /// Makes the guest if it is missing or of another recipe. Where that fails, its tests skip

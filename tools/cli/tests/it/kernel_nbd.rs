@@ -6,7 +6,7 @@ use std::process::Command;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::linux_guest::{FIRST_PORT, Guest, SERVER};
+use super::linux_guest::{FIRST_PORT, Guest, SERVER, note};
 use super::mountd::{contents, daemon, list, mount, restored, text, with_backup};
 use super::support::{Place, noise, sample};
 
@@ -16,11 +16,11 @@ const BLOCK: usize = 64 << 10;
 /// The loopback port of a mount.
 fn port(view: &Value) -> u16 {
     let uris = view["uris"].as_array().expect("uris").iter().filter_map(Value::as_str);
-    let ports = uris.filter_map(|uri| {
+    let mut ports = uris.filter_map(|uri| {
         let (port, _) = uri.strip_prefix("nbd://127.0.0.1:")?.split_once('/')?;
         port.parse().ok()
     });
-    ports.last().expect("a port of the loopback")
+    ports.next().expect("a port of the loopback")
 }
 
 /// A mount as it is listed.
@@ -151,7 +151,7 @@ fn file_system(guest: &mut Guest, place: &Place, id: &str) {
 fn seed() -> u64 {
     let named = std::env::var("BACKSTAY_SEED").ok().and_then(|s| s.parse().ok());
     let seed = named.unwrap_or_else(|| u64::from(std::process::id()));
-    println!("seed {seed} (repeat with BACKSTAY_SEED={seed})");
+    note(&format!("seed {seed} (repeat with BACKSTAY_SEED={seed})"));
     seed
 }
 
@@ -203,7 +203,7 @@ fn what_the_kernel_was_told_is_written_survives_a_killed_daemon() {
         // What is under way fails only when somebody gives the device up.
         said.extend(guest.tell("nbd-client -d /dev/nbd0").1);
         said.extend(guest.tell("wait $writer0; wait $writer1").1);
-        println!("round {round}: {} writes were acknowledged", acked(&said).count());
+        note(&format!("round {round}: {} writes were acknowledged", acked(&said).count()));
         running = daemon(&place);
         let found = contents(&place, &uri);
         for i in acked(&said) {
@@ -247,7 +247,7 @@ fn journal(guest: &mut Guest, place: &Place, id: &str, daemon: super::support::R
     for i in acked(&said) {
         assert_eq!(guest.run(&format!("cat /mnt/f{i}")), format!("file {i}"));
     }
-    println!("journal: {} files were acknowledged", acked(&said).count());
+    note(&format!("journal: {} files were acknowledged", acked(&said).count()));
     guest.run("umount /mnt && e2fsck -fn /dev/nbd0");
     guest.run("nbd-client -d /dev/nbd0");
     drop(running);

@@ -31,6 +31,11 @@ pub(super) struct Guest {
     end: Instant,
 }
 
+/// Says what was seen, for whoever reads the test's output.
+pub(super) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// What `cargo xtask bootstrap` has made for this, if it has.
 fn made(test: &str) -> Option<PathBuf> {
     let named = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
@@ -101,7 +106,7 @@ impl Guest {
         let mut guest = Self { child, input, lines, console, end: start + BOOT };
         let ready = guest.line();
         assert!(ready.starts_with("ready "), "the guest says {ready}");
-        println!("{test}: guest {ready}");
+        note(&format!("{test}: guest {ready}"));
         guest.end = start + LIFE;
         Some(guest)
     }

@@ -190,11 +190,11 @@ fn what_the_kernel_was_told_is_written_survives_a_killed_daemon() {
         attach(&mut guest, &id);
         // Two at once, on a half of the disk each.
         let firsts = [0, blocks / 2];
-        for (name, first) in firsts.into_iter().enumerate() {
-            guest.run(&writer(round, name, first, first + blocks / 2 - 1));
-        }
         let wanted = 4 + (seed.wrapping_mul(u64::from(round)) % 24) as usize;
         let mut said = Vec::new();
+        for (name, first) in firsts.into_iter().enumerate() {
+            said.extend(guest.tell(&writer(round, name, first, first + blocks / 2 - 1)).1);
+        }
         while acked(&said).count() < wanted {
             said.push(guest.line());
         }
@@ -228,11 +228,9 @@ fn what_the_kernel_was_told_is_written_survives_a_killed_daemon() {
 fn journal(guest: &mut Guest, place: &Place, id: &str, daemon: super::support::Running) {
     attach(guest, id);
     guest.run("mke2fs -F -q -t ext4 /dev/nbd0 && mount -t ext4 /dev/nbd0 /mnt");
-    guest.run(
-        "(for i in $(seq 1000); do echo \"file $i\" >/mnt/f$i && sync /mnt/f$i /mnt && \
-         echo acked $i || break; done) 2>/dev/null & writer=$!",
-    );
-    let mut said = Vec::new();
+    let writer = "(for i in $(seq 1000); do echo \"file $i\" >/mnt/f$i && sync /mnt/f$i /mnt && \
+                  echo acked $i || break; done) 2>/dev/null & writer=$!";
+    let mut said = guest.tell(writer).1;
     while acked(&said).count() < 8 {
         said.push(guest.line());
     }

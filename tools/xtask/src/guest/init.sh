@@ -4,8 +4,11 @@
 /bin/busybox --install -s /bin
 export PATH=/usr/sbin:/bin LD_LIBRARY_PATH=/usr/lib
 # This shell prefers busybox's own programs to files, but functions to both.
-for program in blkdiscard blockdev dd e2fsck fstrim mke2fs modprobe; do
-    eval "$program() { /usr/sbin/$program \"\$@\"; }"
+for program in /usr/sbin/*; do
+    case $program in
+    *-*) ;; # no name for a function, and busybox has none like it
+    *) eval "${program##*/}() { $program \"\$@\"; }" ;;
+    esac
 done
 mount -t proc proc /proc
 mount -t sysfs sys /sys

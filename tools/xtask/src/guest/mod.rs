@@ -34,7 +34,7 @@ const PACKAGES: &[&str] = &[
 ];
 /// Programs of the guest that are not busybox's; each goes to `/usr/sbin`, ahead of busybox.
 const PROGRAMS: &[&str] =
-    &["blkdiscard", "blockdev", "dd", "e2fsck", "fstrim", "kmod", "mke2fs", "nbd-client"];
+    &["blkdiscard", "blockdev", "dd", "e2fsck", "fstrim", "kmod", "mke2fs", "nbd-client", "sync"];
 /// The guest's modules, besides what these need.
 const MODULES: &[&str] = &["virtio_pci", "virtio_net", "nbd"];
 /// What QEMU reads at run time to start a PC with a kernel in it.
@@ -76,7 +76,8 @@ fn install(house: &House) -> Result<()> {
     let lock = fs::File::create(house.cache.join("linux-guest.lock"))?;
     lock.lock().context("cannot lock the build cache")?;
     let dir = house.cache.join("linux-guest");
-    let wanted = format!("{RECIPE}\n{}\n{QEMU}{RELAY}{INIT}", PACKAGES.join(" "));
+    let lists = [PACKAGES, PROGRAMS, MODULES].map(|list| list.join(" ")).join("\n");
+    let wanted = format!("{RECIPE}\n{lists}\n{QEMU}{RELAY}{INIT}");
     if fs::read_to_string(dir.join("recipe")).is_ok_and(|there| there == wanted) {
         return Ok(());
     }

@@ -1,5 +1,8 @@
 //! The kernel's own NBD client against the mount daemon: a Linux guest attaches exports, makes and
 //! checks file systems on them, and loses the daemon under it.
+//!
+//! A killed daemon leaves its host's cache behind. That a flush reaches the disk itself is shown
+//! where power cuts are simulated, with the overlay.
 
 use std::process::Command;
 

@@ -8,7 +8,9 @@ mod it {
     mod help;
     mod interrupt;
     mod journey;
+    mod kernel_nbd;
     mod keys;
+    mod linux_guest;
     mod mountd;
     mod mountd_killed;
     mod mountd_tls;

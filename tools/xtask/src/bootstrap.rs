@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::cargo::Cargo;
 use crate::env::House;
-use crate::{proc, rocksdb, s3_servers};
+use crate::{guest, proc, rocksdb, s3_servers};
 
 /// What a chore is about to do, which decides what it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +88,7 @@ pub(crate) fn ready(house: &House, purpose: Purpose) -> Result<Cargo> {
     packages(purpose)?;
     if purpose == Purpose::Run {
         s3_servers::ready(house);
+        guest::ready(house);
     }
     // The dependencies' sources are fetched first: the library is built from one of them.
     let lib = match rocksdb::library(house) {

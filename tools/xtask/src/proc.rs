@@ -74,6 +74,22 @@ pub(crate) fn output(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
+/// Runs `from | to`; both must succeed. Returns what `to` printed.
+pub(crate) fn pipe(mut from: Command, mut to: Command) -> Result<String> {
+    let mut first = from
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run `{}`", shown(&from)))?;
+    let output = first.stdout.take().context("no pipe")?;
+    let text = capture(to.stdin(output));
+    let status = first.wait()?;
+    let text = text?;
+    if !status.success() {
+        bail!("`{}` ended with {status}", shown(&from));
+    }
+    Ok(text)
+}
+
 /// Runs to the end, passing every line of the given stream on to the terminal and to `on_line`.
 /// Returns whether the program succeeded.
 pub(crate) fn watch(

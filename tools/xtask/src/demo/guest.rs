@@ -7,11 +7,10 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::bootstrap;
+use crate::debian;
 use crate::env::House;
 use crate::proc;
 
@@ -72,91 +71,15 @@ fn publish(temp: &Path, dir: &Path) -> Result<()> {
 }
 
 fn make(cache: &Path, temp: &Path) -> Result<()> {
-    let packages = download(cache)?;
+    let wanted = if cfg!(target_arch = "aarch64") { PACKAGES_ARM } else { PACKAGES };
+    let packages = debian::download(cache, wanted)?;
     eprintln!("    unpacking {} packages", packages.len());
     let root = temp.join("root");
-    unpack(&packages, &root)?;
+    debian::unpack(&packages, &root)?;
     furnish(&root)?;
     eprintln!("    writing the manifest and the disk");
     write_manifest(&root, &temp.join("manifest"))?;
     write_disk(&root, &temp.join("guest.raw"))
-}
-
-/// Downloads the packages and all they depend on, as for a machine that has nothing yet.
-fn download(cache: &Path) -> Result<Vec<PathBuf>> {
-    if proc::find("apt-get").is_none() || proc::find("dpkg-deb").is_none() {
-        bail!("the guest's disk is made from Debian packages, and this machine has no apt-get");
-    }
-    let archives = cache.join("packages");
-    fs::create_dir_all(archives.join("partial"))?;
-    let empty = cache.join("no-packages-installed");
-    fs::write(&empty, "")?;
-    let wanted = if cfg!(target_arch = "aarch64") { PACKAGES_ARM } else { PACKAGES };
-    let apt = || {
-        let mut apt = proc::command("apt-get");
-        apt.args(["-qq", "-y", "--no-install-recommends", "--download-only"])
-            .args(["-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=root"])
-            .args(["-o", "pkgCacheFile=", "-o", "Dir::Cache::pkgcache="])
-            .arg("-o")
-            .arg(format!("Dir::State::status={}", empty.display()))
-            .arg("-o")
-            .arg(format!("Dir::Cache::archives={}", archives.display()));
-        apt.arg("install").args(wanted);
-        apt
-    };
-    eprintln!("    downloading {} and what they need", wanted.join(", "));
-    let first = if bootstrap::lists_present() { proc::output(&mut apt()) } else { missing_lists() };
-    if let Err(error) = first {
-        // Old lists name packages that are gone from the mirror.
-        if !proc::is_root() {
-            return Err(error.context("run `sudo apt-get update`, then this command again"));
-        }
-        bootstrap::update_lists()?;
-        proc::output(&mut apt())?;
-    }
-    let mut packages: Vec<PathBuf> = fs::read_dir(&archives)?
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|e| e == "deb"))
-        .collect();
-    packages.sort();
-    Ok(packages)
-}
-
-fn missing_lists() -> Result<std::process::Output> {
-    bail!("apt has no package lists")
-}
-
-fn unpack(packages: &[PathBuf], root: &Path) -> Result<()> {
-    // Debian's merged /usr: the links come first and must survive the packages' own directories.
-    for name in ["bin", "sbin", "lib", "lib64"] {
-        fs::create_dir_all(root.join("usr").join(name))?;
-        std::os::unix::fs::symlink(format!("usr/{name}"), root.join(name))?;
-    }
-    for package in packages {
-        let mut from = proc::command("dpkg-deb");
-        from.arg("--fsys-tarfile").arg(package);
-        let mut to = proc::command("tar");
-        to.args(["--extract", "--keep-directory-symlink", "--directory"]).arg(root);
-        pipe(from, to).with_context(|| format!("cannot unpack {}", package.display()))?;
-    }
-    Ok(())
-}
-
-/// Runs `from | to`; both must succeed. Returns what `to` printed.
-pub(super) fn pipe(mut from: Command, mut to: Command) -> Result<String> {
-    let mut first = from
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot run `{}`", proc::shown(&from)))?;
-    let output = first.stdout.take().context("no pipe")?;
-    let text = proc::capture(to.stdin(output));
-    let status = first.wait()?;
-    let text = text?;
-    if !status.success() {
-        bail!("`{}` ended with {status}", proc::shown(&from));
-    }
-    Ok(text)
 }
 
 /// What an installer would have written.
@@ -182,7 +105,7 @@ fn write_manifest(root: &Path, manifest: &Path) -> Result<()> {
     list.current_dir(root).args([".", "-xdev", "-type", "f", "-print0"]);
     let mut sums = proc::command("xargs");
     sums.current_dir(root).args(["-0", "sha256sum", "--"]);
-    fs::write(manifest, pipe(list, sums)?)?;
+    fs::write(manifest, proc::pipe(list, sums)?)?;
     Ok(())
 }
 

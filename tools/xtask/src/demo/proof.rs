@@ -8,7 +8,6 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::guest::pipe;
 use crate::proc;
 
 /// Bytes compared at once when two disks are read side by side.
@@ -49,7 +48,7 @@ pub(super) fn same_sum(address: &str, original: &Path) -> Result<String> {
     let wanted = proc::capture(proc::command("sha256sum").stdin(fs::File::open(original)?))?;
     let mut copy = proc::command("nbdcopy");
     copy.args([address, "-"]);
-    let seen = pipe(copy, proc::command("sha256sum"))?;
+    let seen = proc::pipe(copy, proc::command("sha256sum"))?;
     if seen != wanted {
         bail!("nbdcopy read {}, the disk has {}", seen.trim(), wanted.trim());
     }

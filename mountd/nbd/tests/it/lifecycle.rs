@@ -103,7 +103,7 @@ fn tcp_server(config: ServerConfig) -> (ServerHandle, SocketAddr) {
 #[test]
 fn tcp_and_uris() {
     let (handle, address) = tcp_server(ServerConfig::default());
-    let uri = handle.addresses()[0].uri("disk");
+    let uri = handle.addresses()[0].uri("disk", false);
     assert_eq!(uri, format!("nbd://{address}/disk"));
     let remote = Client::connect(&NbdUri::parse(&uri).unwrap()).unwrap();
     let mut buf = vec![0; 100_000];
@@ -157,7 +157,7 @@ fn two_listeners_and_an_asynchronous_caller() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let tcp = Listener::bind(&Listen::Tcp((Ipv4Addr::LOCALHOST, 0).into())).unwrap();
-    let uri = tcp.address().uri("");
+    let uri = tcp.address().uri("", false);
     let listeners = vec![tcp, Listener::bind(&Listen::Unix(socket.clone())).unwrap()];
     let exports = OneExport::new(MemDevice::read_only(disk(4096)));
     let server = runtime.spawn(serve(listeners, exports, ServerConfig::default(), stopped));
@@ -190,7 +190,7 @@ fn inherited_sockets_are_served_and_left() {
     let exports = OneExport::new(MemDevice::read_only(disk(4096)));
     let server = ServerHandle::start_on(listeners, exports, ServerConfig::default()).unwrap();
     for bound in server.addresses() {
-        let uri = NbdUri::parse(&bound.uri("disk")).unwrap();
+        let uri = NbdUri::parse(&bound.uri("disk", false)).unwrap();
         let mut buf = [0; 4096];
         Client::connect(&uri).unwrap().read_at(0, &mut buf).unwrap();
         assert!(buf[..] == disk(4096));

@@ -10,6 +10,7 @@ use super::mountd::{contents, daemon, list, mount, pins, text, with_backup};
 use super::support::{Place, noise, wait_until};
 
 /// The seed of a run, from BACKSTAY_SEED or new; printed.
+#[allow(clippy::print_stdout, reason = "so that a run can be repeated")]
 fn seed() -> u64 {
     let given = std::env::var("BACKSTAY_SEED").ok().and_then(|s| s.parse().ok());
     let time = std::time::UNIX_EPOCH.elapsed().map_or(1, |d| u64::from(d.subsec_nanos()));

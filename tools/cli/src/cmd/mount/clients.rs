@@ -41,7 +41,8 @@ pub(super) fn commands(uri: &str, export: &str, copy: &str, read_only: bool) -> 
     ];
     if let Some(to) = parsed.map(|uri| kernel_address(&uri.address)) {
         let name = shell_word(export);
-        let how = if read_only { "-readonly" } else { "-persist" };
+        // Not -persist: over netlink, its usual way, the kernel does not connect anew whatever it is told.
+        let how = if read_only { "-readonly -C 2" } else { "-C 2" };
         let tls = match encrypted {
             true => format!(
                 " -cacertfile {NBD_CERTIFICATES}/ca-cert.pem -certfile {NBD_CERTIFICATES}/client-cert.pem \

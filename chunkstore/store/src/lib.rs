@@ -54,7 +54,7 @@ pub use key::{Folder, ObjectKey};
 pub use location::Location;
 pub use parity::ParityReport;
 pub use progress::{NoProgress, Progress};
-pub use read::{ImageReader, ReadScratch};
+pub use read::{ImageReader, InPlace, ReadScratch};
 pub use repair::{
     ChunkSource, DiskPlace, HealedBy, ImageBytes, ImageSource, RepairOptions, RepairReport,
     RepositorySource, WantedChunk,

@@ -4,9 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use backstay_blockdev::{
-    BlockDevice, Caps, Error, ErrorKind, Extent, ExtentKind, Geometry, push_extent,
+    BlockDevice, Caps, Error, ErrorKind, Extent, ExtentKind, Geometry, Presence, PresenceExtent,
+    push_extent,
 };
-use backstay_store::{DiskRecord, Hold, ImageReader, RecoveryPoint, Repository};
+use backstay_store::{DiskRecord, Hold, ImageReader, InPlace, RecoveryPoint, Repository};
 
 /// Longest read one call should ask for; the doors cut longer ones. Bounds the buffer of a request.
 const REQUEST_MAX: u32 = 32 << 20;
@@ -114,7 +115,7 @@ impl BlockDevice for PointDisk {
     }
 
     fn caps(&self) -> Caps {
-        Caps { multi_conn: true, ..Caps::default() }
+        Caps { multi_conn: true, presence: true, ..Caps::default() }
     }
 
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<(), Error> {
@@ -148,6 +149,33 @@ impl BlockDevice for PointDisk {
             push_extent(&mut extents, Extent { offset_bytes, len_bytes, kind });
         }
         Ok(extents)
+    }
+
+    fn presence(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        max: usize,
+    ) -> Result<Vec<PresenceExtent>, Error> {
+        self.geometry().check(offset_bytes, len_bytes)?;
+        if len_bytes == 0 || max == 0 {
+            return Ok(Vec::new());
+        }
+        let found = self
+            .image
+            .places(offset_bytes, len_bytes, max)
+            .map_err(|e| self.failed("read the map", offset_bytes, len_bytes, e))?;
+        let presence = |place| Presence {
+            stored: place != InPlace::Nowhere,
+            at_hand: place != InPlace::Store,
+            overlaid: false,
+        };
+        let extent = |(offset_bytes, len_bytes, place)| PresenceExtent {
+            offset_bytes,
+            len_bytes,
+            presence: presence(place),
+        };
+        Ok(found.into_iter().map(extent).collect())
     }
 
     fn prefetch(&self, offset_bytes: u64, len_bytes: u64) {

@@ -136,6 +136,11 @@ impl ChunkCache {
         self.chunks.get(id)
     }
 
+    /// Whether the chunk is here. Asking is no use of it.
+    pub(crate) fn holds(&self, id: &ChunkId) -> bool {
+        self.chunks.peek(id).is_some()
+    }
+
     /// Reads pieces of chunks. Missing chunks are fetched together, so that neighbours in a pack are
     /// one read.
     ///

@@ -18,6 +18,8 @@ use super::tree::{bring_nodes, node};
 
 /// Leaves a reader keeps at hand besides the shared node cache: 8,192 cover 32 GiB.
 const LEAVES_MAX: usize = 8 * 1024;
+/// Chunks looked for by one call of `places`.
+const PLACES_MAX: u64 = 65_536;
 /// Chunks fetched together for one read; bounds what a large read holds at once.
 const BATCH_BYTES: u64 = 4 << 20;
 
@@ -144,6 +146,42 @@ impl ImageReader {
                 _ => out.push((at, stop - at, filled)),
             }
             at = stop;
+        }
+        Ok(out)
+    }
+
+    /// Where the bytes of `offset..offset + len` are, from `offset` on: (offset, length, place), merged,
+    /// at most `max` of them; at least one when `len` is not zero. It may end early, since every chunk is
+    /// looked for: after 65,536 of them.
+    pub fn places(&self, offset: u64, len: u64, max: usize) -> Result<Vec<(u64, u64, InPlace)>> {
+        self.check_range(offset, len)?;
+        let s = &*self.shared;
+        let end = offset + len;
+        let mut out: Vec<(u64, u64, InPlace)> = Vec::new();
+        let (mut at, mut looks) = (offset, 0);
+        while at < end && looks < PLACES_MAX {
+            let index = s.chunk_size.index_of(at);
+            let (filled, until) = self.presence(index)?;
+            let stop = until.min(end);
+            if !filled {
+                if !add_place(&mut out, max, (at, stop - at, InPlace::Nowhere)) {
+                    break;
+                }
+                at = stop;
+                continue;
+            }
+            let last = s.chunk_size.index_of(stop - 1);
+            let count = (last.0 - index.0 + 1).min(PLACES_MAX - looks);
+            looks += count;
+            for (i, id) in (index.0..).map(ChunkIndex).zip(self.chunk_ids(index, count)?) {
+                let here = id.is_some_and(|id| s.repo.chunks().holds(&id));
+                let place = if here { InPlace::Memory } else { InPlace::Store };
+                let to = (ChunkIndex(i.0 + 1).offset(s.chunk_size)).min(stop);
+                if !add_place(&mut out, max, (at, to - at, place)) {
+                    return Ok(out);
+                }
+                at = to;
+            }
         }
         Ok(out)
     }
@@ -357,6 +395,17 @@ impl ImageReader {
     }
 }
 
+/// Where bytes of a disk are at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InPlace {
+    /// They are zeros that nothing is stored for.
+    Nowhere,
+    /// In the store.
+    Store,
+    /// In the store, and decoded in memory.
+    Memory,
+}
+
 enum Place {
     Leaf(Arc<Node>),
     /// A hole that covers a whole subtree of so many levels (0: one chunk).
@@ -391,6 +440,17 @@ impl Shared {
             Some((index, from, range))
         })
     }
+}
+
+/// Adds to a list of at most `max`; `false` if there is no room.
+fn add_place(list: &mut Vec<(u64, u64, InPlace)>, max: usize, new: (u64, u64, InPlace)) -> bool {
+    let full = list.len() >= max.max(1);
+    match list.last_mut() {
+        Some((_, len, place)) if *place == new.2 => *len += new.1,
+        _ if full => return false,
+        _ => list.push(new),
+    }
+    true
 }
 
 fn slot(index: ChunkIndex) -> usize {

@@ -6,7 +6,7 @@ mod image;
 mod tree;
 
 pub use fetch::ReadScratch;
-pub use image::ImageReader;
+pub use image::{ImageReader, InPlace};
 
 pub(crate) use cache::ChunkCache;
 pub(crate) use tree::{NodeCache, node, node_afresh, nodes_afresh};

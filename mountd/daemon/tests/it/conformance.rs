@@ -36,7 +36,7 @@ fn shape_and_refusals() {
     let point = fixture.backup("m", AT, &[("disk0", &image)]);
     let disk = PointDisk::open(&fixture.open(), &point, &point.disks[0]).unwrap();
     assert_eq!(disk.geometry().preferred_block_bytes, CHUNK as u32);
-    assert_eq!(disk.caps(), Caps { multi_conn: true, ..Caps::default() });
+    assert_eq!(disk.caps(), Caps { multi_conn: true, presence: true, ..Caps::default() });
     let beyond = disk.read_at(image.len() as u64 - 1, &mut [0; 2]).unwrap_err();
     assert_eq!(beyond.kind(), ErrorKind::OutOfRange);
     disk.prefetch(u64::MAX, u64::MAX);
@@ -58,4 +58,34 @@ fn a_hit_is_answered_without_blocking() {
     buffer.fill(9);
     assert!(disk.try_read_at(0, &mut buffer).unwrap(), "everything was read a moment ago");
     assert!(buffer == image);
+}
+
+/// Where bytes are: nowhere, in the store, and after a read of a part of a chunk in memory.
+#[test]
+fn presence_tells_what_a_read_has_to_fetch() {
+    let fixture = Fixture::new();
+    let size = 1 << 20;
+    let mut image = vec![0; size];
+    // No two chunks alike.
+    for (i, byte) in image[256 << 10..512 << 10].iter_mut().enumerate() {
+        *byte = (i / 1000 % 251 + 1) as u8;
+    }
+    let point = fixture.backup("m", AT, &[("disk0", &image)]);
+    let disk = PointDisk::open(&fixture.open(), &point, &point.disks[0]).unwrap();
+    let told = |at: u64, len: u64| -> Vec<(u64, u64, bool, bool)> {
+        let list = disk.presence(at, len, 100).unwrap();
+        list.iter()
+            .map(|e| (e.offset_bytes, e.len_bytes, e.presence.stored, e.presence.at_hand))
+            .collect()
+    };
+    let (from, len) = (256 << 10, 256 << 10);
+    let before = told(0, size as u64);
+    let all =
+        [(0, from, false, true), (from, len, true, false), (from + len, 512 << 10, false, true)];
+    assert_eq!(before, all);
+    disk.read_at(from + 10, &mut [0; 10]).unwrap();
+    let chunk = u64::from(disk.geometry().preferred_block_bytes);
+    let after = told(from, len);
+    assert_eq!(after, [(from, chunk, true, true), (from + chunk, len - chunk, true, false)]);
+    assert_eq!(disk.presence(0, size as u64, 2).unwrap().len(), 2);
 }

@@ -90,6 +90,13 @@ fn a_mount_outlives_its_command_and_ends_once() {
     let commands = view["client_commands"].as_array().expect("commands");
     assert!(commands.iter().any(|c| c["tool"] == "nbd-client"), "{view}");
 
+    // Where its bytes are, for who asks.
+    let map = Command::new("nbdinfo").args(["--map=backstay:presence", "--json", &uri]).output();
+    let map = map.expect("nbdinfo (package libnbd-bin) is installed");
+    let map: Value = serde_json::from_slice(&map.stdout).expect("a map");
+    let stored = map.as_array().expect("extents").iter().filter(|e| e["type"] != 2);
+    assert!(stored.clone().count() > 0 && stored.clone().all(|e| e["type"] == 1 || e["type"] == 3));
+
     // A second mount of the same disk is another one, on addresses of its own.
     let socket = place.text("s.sock");
     let args = ["web01", "--listen", "127.0.0.1:0", "--socket", &socket];

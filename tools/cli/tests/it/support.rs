@@ -80,6 +80,22 @@ pub(crate) struct Place {
     dir: TempDir,
 }
 
+/// Ends a daemon that a command has started on demand, also when a test failed: its pid stands in the
+/// lock file.
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Ok(lock) = std::fs::read_to_string(self.path("state/lock")) else { return };
+        let Some(pid) = lock.trim().parse().ok().and_then(rustix::process::Pid::from_raw) else {
+            return;
+        };
+        let command = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()));
+        let ours = self.text("state");
+        if command.is_ok_and(|line| String::from_utf8_lossy(&line).contains(&ours)) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
 impl Place {
     pub(crate) fn new() -> Self {
         Self { dir: tempfile::tempdir().expect("a temporary directory") }

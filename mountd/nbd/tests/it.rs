@@ -23,6 +23,8 @@ mod hostile;
 mod hostile_server;
 #[path = "it/lifecycle.rs"]
 mod lifecycle;
+#[path = "it/model.rs"]
+mod model;
 #[path = "it/nbd_crate.rs"]
 mod nbd_crate;
 #[path = "it/support.rs"]

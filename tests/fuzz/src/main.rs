@@ -27,7 +27,8 @@ fn target() -> &'static Target {
     static TARGET: OnceLock<Target> = OnceLock::new();
     TARGET.get_or_init(|| {
         let name = std::env::var(VARIABLE).unwrap_or_default();
-        let stores = backstay_format::fuzz::TARGETS.iter().chain(backstay_store::testkit::fuzz::TARGETS);
+        let stores =
+            backstay_format::fuzz::TARGETS.iter().chain(backstay_store::testkit::fuzz::TARGETS);
         let mut all = stores.copied().chain(backstay_nbd::fuzz::TARGETS.iter().map(nbd));
         all.find(|target| target.name == name)
             .unwrap_or_else(|| panic!("{VARIABLE} names no target: '{name}'"))

@@ -13,6 +13,7 @@ mod it {
     mod linux_guest;
     mod mountd;
     mod mountd_killed;
+    mod mountd_service;
     mod mountd_tls;
     mod mounts;
     mod point;

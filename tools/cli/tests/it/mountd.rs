@@ -387,3 +387,40 @@ fn two_daemons_do_not_share_a_directory_and_leftovers_are_named() {
     assert!(!stray.exists());
     drop(first);
 }
+
+/// At its limit a mount lets writes wait, or refuses them, as it was told; nothing is lost either way.
+#[test]
+fn full_overlays_wait_or_refuse() {
+    let content = noise(9, 4 << 20);
+    let place = with_backup(&content);
+    let running = daemon(&place);
+    let waits = mount(&place, &["web01", "--writable", "--limit", "1M", "--pause-when-full"]);
+    let (id, uri) = (text(&waits, "id"), text(&waits, "uri"));
+    let mut writer = Command::new("qemu-io");
+    writer.args(["-f", "raw", "-c", "write -P 7 0 2M", "-c", "flush", &uri]);
+    let writer = writer.stdout(std::process::Stdio::piped()).spawn();
+    let mut writer = writer.expect("qemu-io (package qemu-utils) is installed");
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(writer.try_wait().expect("its state").is_none(), "it did not wait");
+    // Whoever reads is served meanwhile.
+    assert_eq!(contents(&place, &uri)[2 << 20..], content[2 << 20..]);
+    place.run(&["mount", "extend", &id, "--limit", "3M"]).code(0);
+    let done = writer.wait_with_output().expect("its end");
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(done.status.success() && !said.contains("failed"), "{said}");
+    let mut expected = content.clone();
+    expected[..2 << 20].fill(7);
+    assert!(contents(&place, &uri) == expected);
+
+    let refuses = mount(&place, &["web01", "--writable", "--limit", "1M"]);
+    let uri = text(&refuses, "uri");
+    let mut writer = Command::new("qemu-io");
+    writer.args(["-f", "raw", "-c", "write -P 8 0 512k", "-c", "write -P 9 1M 2M", &uri]);
+    let done = writer.output().expect("qemu-io (package qemu-utils) is installed");
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(said.contains("No space left"), "{said}");
+    let now = contents(&place, &uri);
+    assert!(now[..512 << 10].iter().all(|&byte| byte == 8) && now[3 << 20..] == content[3 << 20..]);
+    running.signal(Signal::TERM);
+    running.end().code(0);
+}

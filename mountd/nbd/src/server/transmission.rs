@@ -62,6 +62,8 @@ struct Session {
     sender: mpsc::UnboundedSender<Done>,
     queued: usize,
     queued_bytes: u64,
+    /// How much the client has had under way at once, lately.
+    depth_bytes: u64,
     max_bytes: u64,
     payload: Option<Payload>,
     /// Changes that the device put off; still counted as queued.
@@ -96,6 +98,7 @@ pub(super) async fn run(
         sender,
         queued: 0,
         queued_bytes: 0,
+        depth_bytes: 0,
         max_bytes: shared.config.max_inflight_bytes_per_connection,
         payload: None,
         parked: Vec::new(),
@@ -399,9 +402,9 @@ impl Session {
     fn read(&mut self, request: ExtendedRequest) {
         self.opened.usage.add_read(request.len);
         let ahead = self.readahead.on_read(request.offset, request.len);
-        if let Some((offset, len)) =
-            ahead.filter(|_| self.queued_bytes + (self.out.bytes() as u64) < DEEP_BYTES)
-        {
+        let under_way = self.queued_bytes + self.out.bytes() as u64;
+        self.depth_bytes = under_way.max(self.depth_bytes - self.depth_bytes / 16);
+        if let Some((offset, len)) = ahead.filter(|_| self.depth_bytes < DEEP_BYTES) {
             self.opened.device.prefetch(offset, len);
         }
         let voice = self.voice(&request);

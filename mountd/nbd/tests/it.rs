@@ -27,6 +27,8 @@ mod lifecycle;
 mod model;
 #[path = "it/nbd_crate.rs"]
 mod nbd_crate;
+#[path = "it/nbdsh.rs"]
+mod nbdsh;
 #[path = "it/support.rs"]
 mod support;
 #[path = "it/table.rs"]

@@ -38,6 +38,7 @@ const RUN: &[Need] = &[
     Need { package: "fuse3", there: || has("fusermount3") },
     Need { package: "qemu-utils", there: || has("qemu-img") && has("qemu-nbd") },
     Need { package: "libnbd-bin", there: || has("nbdinfo") && has("nbdcopy") },
+    Need { package: "python3-libnbd", there: || has("nbdsh") },
     Need { package: "nbdkit", there: || has("nbdkit") },
     Need { package: "fio", there: || has("fio") },
     Need { package: "gdisk", there: || has("sgdisk") },

@@ -28,7 +28,9 @@ const MIN_SAVED_PERCENT: u64 = 80;
 #[derive(Debug)]
 pub(super) struct Demo {
     files: Option<Served>,
-    exports: Vec<Served>,
+    daemon: Option<Served>,
+    /// Names of the mounts that the daemon serves.
+    exports: Vec<String>,
     addresses: Vec<String>,
     work: WorkDir,
     backstay: PathBuf,
@@ -52,6 +54,7 @@ impl Demo {
         proc::output(proc::command("cp").arg("--sparse=always").arg(&guest.image).arg(&disk))?;
         Ok(Demo {
             files: None,
+            daemon: None,
             exports: Vec::new(),
             addresses: Vec::new(),
             work,
@@ -74,6 +77,7 @@ impl Demo {
             .env("BACKSTAY_REPO", self.path("repository"))
             .env("BACKSTAY_KEY_FILE", self.path("key"))
             .env("BACKSTAY_CACHE_DIR", self.path("cache"))
+            .env("BACKSTAY_STATE_DIR", self.path("state"))
             .args(args);
         command
     }
@@ -294,15 +298,18 @@ impl Demo {
     }
 
     pub(super) fn serve(&mut self) -> Result<Outcome> {
-        for (i, point) in self.points.iter().enumerate() {
-            let name = format!("@{}:disk0", point.id);
+        // By hand, so that it ends with this program.
+        self.daemon = Some(Served::start(self.backstay(&["mountd"]).arg("--json"))?);
+        for i in 0..self.points.len() {
+            let name = format!("@{}:disk0", self.points[i].id);
             let socket = self.path(&format!("{i}.sock")).display().to_string();
-            let mut command = self.backstay(&["mount", "nbd", &name, "--socket", &socket]);
-            let served = Served::start(command.arg("--json"))?;
-            let told: Value = serde_json::from_str(served.line())
-                .with_context(|| format!("no JSON: {}", served.line()))?;
-            self.addresses.push(told["uri"].as_str().context("no address told")?.to_owned());
-            self.exports.push(served);
+            let told = self.json(&["mount", "nbd", &name, "--socket", &socket])?;
+            let text = |name: &str| {
+                told[name].as_str().map(str::to_owned).with_context(|| format!("no {name} told"))
+            };
+            let (id, uri) = (text("id")?, text("uri")?);
+            self.exports.push(id);
+            self.addresses.push(uri);
         }
         Ok(Outcome::Pass("two Unix sockets".into()))
     }
@@ -334,8 +341,8 @@ impl Demo {
     }
 
     pub(super) fn stop_serving(&mut self) -> Result<Outcome> {
-        for served in self.exports.drain(..) {
-            served.end()?;
+        for id in std::mem::take(&mut self.exports) {
+            self.json(&["mount", "end", &id])?;
         }
         for i in [0, 1] {
             let socket = self.path(&format!("{i}.sock"));
@@ -343,7 +350,10 @@ impl Demo {
                 bail!("{} is still there", socket.display());
             }
         }
-        Ok(Outcome::Pass("processes ended well, sockets gone".into()))
+        if let Some(daemon) = self.daemon.take() {
+            daemon.end()?;
+        }
+        Ok(Outcome::Pass("mounts ended, sockets gone, the daemon ended well".into()))
     }
 
     pub(super) fn restore(&mut self) -> Result<Outcome> {

@@ -1,6 +1,6 @@
 //! Disk images as block devices: what a guest would see, whatever the file's format.
 //!
-//! Raw files and block devices are read here. The other formats are read by QEMU, after
+//! Raw files and block devices are read here, exports of NBD servers by our own client. The other formats are read by QEMU, after
 //! our own bounded look at their headers: an image never decides which other file is opened. What
 //! it stands on has to be named by the user ([`SourceSpec::backing`]).
 
@@ -9,6 +9,7 @@ mod format;
 mod in_use;
 mod qcow2;
 mod qemu;
+mod remote;
 mod vdi;
 mod vhdx;
 mod vmdk;
@@ -36,7 +37,8 @@ const BACKING_MAX: usize = 64;
 /// What the user says about one disk of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceSpec {
-    /// The image: a file or a block device.
+    /// The image: a file or a block device, or the URI of an NBD export (`nbd://`, `nbds://`,
+    /// `nbd+unix://`, `nbds+unix://`).
     pub path: PathBuf,
     /// Its format. `None`: by the file's extension (a block device is raw). The first bytes must
     /// agree, except with `Raw` said here.
@@ -130,6 +132,9 @@ pub fn open(spec: &SourceSpec) -> Result<OpenSource> {
 }
 
 pub(crate) fn open_with(tools: &Tools, spec: &SourceSpec) -> Result<OpenSource> {
+    if let Some(uri) = remote::uri(&spec.path) {
+        return remote::open(spec, uri);
+    }
     let mut found = Found::default();
     let layer = resolve(spec, &mut found)?;
     let device: Arc<dyn BlockDevice> = if layer.format == ImageFormat::Raw {

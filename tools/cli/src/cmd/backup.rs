@@ -28,14 +28,15 @@ use crate::units;
   backstay backup system=/dev/vg0/db1 data=/srv/images/db1-data.raw --machine db1
   backstay backup top.qcow2 --backing base.qcow2 --machine web02 --note 'before the upgrade'
   nbdinfo --json --map=qemu:dirty-bitmap:b0 nbd://localhost > changes.json
-  backstay backup /dev/nbd0 --machine web01 --changed-since web01 --change-map changes.json",
+  backstay backup nbd://localhost --machine web01 --changed-since web01 --change-map changes.json",
     &[
         Exit::NoRepository, Exit::WrongKey, Exit::Damaged, Exit::Denied, Exit::NotFound,
         Exit::InUse, Exit::Refused, Exit::Interrupted, Exit::Terminated,
     ]
 ))]
 pub(crate) struct Args {
-    /// Image files or block devices, each as PATH or NAME=PATH; without a name they are called
+    /// Image files, block devices or NBD exports (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH,
+    /// nbds:// for encrypted ones), each as PATH or NAME=PATH; without a name they are called
     /// disk0, disk1, ... A path that holds a = is written ./PATH
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,

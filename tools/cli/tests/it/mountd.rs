@@ -424,3 +424,38 @@ fn full_overlays_wait_or_refuse() {
     running.signal(Signal::TERM);
     running.end().code(0);
 }
+
+/// A hypervisor's export is a source, and so is a mount; one that others may write to is in use.
+#[test]
+fn exports_are_sources() {
+    let content = noise(10, 3 << 20);
+    let place = with_backup(&content);
+    let running = daemon(&place);
+    let (uri, written) = (mount(&place, &["web01"]), mount(&place, &["web01", "--writable"]));
+    let (uri, written) = (text(&uri, "uri"), text(&written, "uri"));
+    place.run(&["backup", &format!("root={uri}"), "-m", "copy"]).code(0);
+    assert!(restored(&place, "copy") == content);
+    let refused = place.run(&["backup", &written, "-m", "other"]);
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("in use"), "{}", refused.stderr);
+    let nowhere = format!("nbd+unix:///x?socket={}", place.text("nowhere"));
+    let refused = place.run(&["backup", &nowhere, "-m", "other"]);
+    assert!(refused.code != 0 && refused.stderr.contains("nowhere"), "{}", refused.stderr);
+    running.signal(Signal::TERM);
+    running.end().code(0);
+
+    // QEMU's own server, with an image of another format behind it.
+    let (image, socket) = (place.text("served.qcow2"), place.text("served.sock"));
+    let made = Command::new("qemu-img")
+        .args(["convert", "-O", "qcow2", &place.text("web01.raw"), &image])
+        .status();
+    assert!(made.expect("qemu-img (package qemu-utils) is installed").success());
+    let server = Command::new("qemu-nbd").args(["-r", "-e", "8", "-k", &socket, &image]).spawn();
+    let mut server = server.expect("qemu-nbd (package qemu-utils) is installed");
+    wait_until("it listens", || std::path::Path::new(&socket).exists());
+    let ran = place.run(&["backup", &format!("nbd+unix:///?socket={socket}"), "-m", "qemu"]);
+    let _ = server.kill();
+    let _ = server.wait();
+    ran.code(0);
+    assert!(restored(&place, "qemu") == content);
+}

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use backstay_blockdev::FileDevice;
 use backstay_nbd::server::{
     Access, ExportSpec, ExportTable, Listen, Permission, ServerConfig, ServerHandle, Source,
+    export_uri,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -27,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     table.set_default(Some("disk"));
     let listen = vec![Listen::Tcp(address.parse()?)];
     let server = ServerHandle::start(listen, Arc::new(table), ServerConfig::default())?;
-    println!("{}", server.addresses()[0].uri("disk", false));
+    println!("{}", export_uri(&server.addresses()[0], "disk", false));
     std::io::stdin().read_to_end(&mut Vec::new())?;
     server.stop()?;
     Ok(())

@@ -70,3 +70,14 @@ impl Error {
         self.kind
     }
 }
+
+impl From<backstay_serve::Error> for Error {
+    fn from(error: backstay_serve::Error) -> Self {
+        let kind = match error.kind() {
+            backstay_serve::ErrorKind::Invalid => ErrorKind::Invalid,
+            _ => ErrorKind::Io,
+        };
+        let (_, context, source) = error.into_parts();
+        Self { kind, context, source: source.map(Into::into) }
+    }
+}

@@ -1,9 +1,11 @@
 //! Leads a client through the handshake: the I/O around [`Negotiation`].
 
+use backstay_serve::Wire;
+
 use super::negotiation::{Agreed, Facts, Negotiation, Question, Step};
 use super::opened::Opened;
 use super::peer::ClientInfo;
-use super::wire::Wire;
+use super::stream::{Stream, start_tls};
 use super::{ExportInfo, OpenError, Shared};
 use crate::error::Error;
 
@@ -16,7 +18,7 @@ pub(super) struct Negotiated {
 /// Leads a client from its first byte to an export; `None` when it left in good order. `client` learns
 /// its certificate, if it shows one.
 pub(super) async fn negotiate(
-    wire: &mut Wire,
+    wire: &mut Wire<Stream>,
     shared: &Shared,
     client: &mut ClientInfo,
 ) -> Result<Option<Negotiated>, Error> {
@@ -44,7 +46,7 @@ pub(super) async fn negotiate(
                     return Err(Error::protocol("TLS was not offered"));
                 };
                 let failed = |e| Error::io("the TLS handshake failed", e);
-                client.certificate = wire.start_tls(tls).await.map_err(failed)?.client();
+                client.certificate = start_tls(wire, tls).await.map_err(failed)?.client();
                 state.secured();
             }
             Step::Transmission(agreed) => {

@@ -1,10 +1,10 @@
 //! Requests that go to the pool, and the duty to answer them.
 
 use backstay_blockdev::{BlockDevice, ErrorKind, ExtentKind, WriteFlags};
+use backstay_serve::Segment;
 use tokio::sync::mpsc;
 
 use super::negotiation::{ALLOCATION_ID, Contexts, PRESENCE_ID};
-use super::out::Segment;
 use crate::proto::errno;
 use crate::proto::extended::{ExtendedRequest, ReplyTo};
 use crate::proto::transmission::{

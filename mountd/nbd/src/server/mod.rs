@@ -5,42 +5,49 @@
 //! block goes to a pool of threads shared by all connections, and is answered out of order.
 
 mod access;
-mod admission;
 mod der;
 mod handle;
 mod handshake;
 mod job;
-mod listen;
 pub(crate) mod negotiation;
 mod opened;
-mod out;
 mod peer;
-mod pool;
+mod stream;
 mod table;
 mod tls;
 mod transmission;
-mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use backstay_serve::{Admission, Connection, Limits, Pool, Wire, accept_all, stop_asked};
+pub use backstay_serve::{BoundAddress, IpPrefix, Listen, Listener, Peer};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 
 use crate::error::Error;
-pub use access::{Access, IpPrefix, Permission, Who};
-use admission::{Admission, Permit, Source as Counted};
+pub use access::{Access, Permission, Who};
 pub use handle::ServerHandle;
-use listen::Accepting;
-pub use listen::{BoundAddress, Listen, Listener};
 use negotiation::TlsPolicy;
 pub use opened::{End, Ended, Opened, Usage};
-pub use peer::{ClientCertificate, ClientInfo, Peer};
-use pool::Pool;
+pub use peer::{ClientCertificate, ClientInfo};
+use stream::Stream;
 pub use table::{Attached, ExportSpec, ExportTable, Opener, Removed, Source};
 pub use tls::{ClientCertificates, Tls, TlsConfig, TlsFiles};
-use wire::{Stream, Wire};
+
+/// The NBD URI of an export of a server at `address`; `""` is the default export. `tls`: what goes over TCP is
+/// encrypted.
+pub fn export_uri(address: &BoundAddress, export: &str, tls: bool) -> String {
+    let export = crate::client::percent_encode(export);
+    match address {
+        BoundAddress::Tcp(address) if tls => format!("nbds://{address}/{export}"),
+        BoundAddress::Tcp(address) => format!("nbd://{address}/{export}"),
+        BoundAddress::Unix(path) => {
+            let path = crate::client::percent_encode(&path.to_string_lossy());
+            format!("nbd+unix:///{export}?socket={path}")
+        }
+    }
+}
 
 /// What is known of an export without opening it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,11 +151,21 @@ impl Default for ServerConfig {
     }
 }
 
+impl ServerConfig {
+    fn limits(&self) -> Limits {
+        Limits {
+            max_connections: self.max_connections,
+            reserved_connections: self.reserved_connections,
+            max_per_address: self.max_per_address,
+            max_handshakes: self.max_handshakes,
+        }
+    }
+}
+
 /// What all connections share.
 struct Shared {
     exports: Arc<dyn Exports>,
     config: ServerConfig,
-    admission: Admission,
     pool: Arc<Pool>,
 }
 
@@ -162,15 +179,16 @@ impl Shared {
 /// connections, no new requests; those under way are answered within
 /// [`ServerConfig::stop_grace`]. Must be called within a tokio runtime with I/O and time enabled.
 ///
-/// Errors of one connection end that connection and are logged; only a listener that breaks for
-/// good ends the server.
+/// Errors of one connection end that connection and are logged; only a listener that cannot be served
+/// ends the server.
 pub async fn serve(
     listeners: Vec<Listener>,
     exports: Arc<dyn Exports>,
     config: ServerConfig,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), Error> {
-    serve_on(listeners, exports, config, shutdown, vec![Handle::current()]).await
+    let here = vec![Handle::current()];
+    Ok(serve_on(listeners, exports, config, shutdown, here).await?)
 }
 
 /// `serve`, with the connections spread over several runtimes.
@@ -180,101 +198,22 @@ async fn serve_on(
     config: ServerConfig,
     shutdown: watch::Receiver<bool>,
     runtimes: Vec<Handle>,
-) -> Result<(), Error> {
-    let pool = Pool::start(config.worker_threads)?;
+) -> Result<(), backstay_serve::Error> {
+    let pool = Pool::start("nbd", config.worker_threads)?;
     let grace = config.stop_grace;
-    let admission = Admission::new(&config);
-    let shared = Arc::new(Shared { exports, config, admission, pool: pool.clone() });
-    let listeners =
-        listeners.into_iter().map(Listener::accepting).collect::<Result<Vec<_>, _>>()?;
-    let mut accepting = JoinSet::new();
-    for (first, listener) in listeners.into_iter().enumerate() {
-        accepting.spawn(accept_loop(
-            listener,
-            shared.clone(),
-            shutdown.clone(),
-            runtimes.clone(),
-            first,
-        ));
-    }
-    drop(shared);
-    let mut result = Ok(());
-    while let Some(ended) = accepting.join_next().await {
-        if let Ok(Err(error)) = ended {
-            result = Err(error);
-        }
-    }
+    let admission = Arc::new(Admission::new(config.limits()));
+    let shared = Arc::new(Shared { exports, config, pool: pool.clone() });
+    let stopped = shutdown.clone();
+    // Each ends within its grace; twice that is for a connection that is stuck all the same.
+    let serve = move |new| connection(shared.clone(), new, shutdown.clone());
+    let result = accept_all(listeners, admission, stopped, runtimes, grace * 2, serve).await;
     pool.stop(grace);
     result
 }
 
-/// Accepts until told to stop, then waits for its connections.
-async fn accept_loop(
-    listener: Accepting,
-    shared: Arc<Shared>,
-    shutdown: watch::Receiver<bool>,
-    runtimes: Vec<Handle>,
-    first: usize,
-) -> Result<(), Error> {
-    let mut connections = JoinSet::new();
-    let mut stopped = shutdown.clone();
-    let mut next = first;
-    let result = loop {
-        tokio::select! {
-            biased;
-            () = stop_asked(&mut stopped) => break Ok(()),
-            Some(_) = connections.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    // Refused ones are closed without a word: words would cost us, not them.
-                    let Some(permit) = shared.admission.admit(counted(&peer)) else {
-                        tracing::debug!(?peer, "connection refused: too many");
-                        continue;
-                    };
-                    let task = connection(shared.clone(), stream, peer, permit, shutdown.clone());
-                    connections.spawn_on(task, &runtimes[next % runtimes.len()]);
-                    next = next.wrapping_add(1);
-                }
-                // Out of descriptors and the like pass; do not spin while they last.
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-        }
-    };
-    drop(listener);
-    // Each ends within its grace; the time-out is for a connection that is stuck all the same.
-    let all = async { while connections.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(shared.config.stop_grace * 2, all).await;
-    connections.shutdown().await;
-    result
-}
-
-/// Returns when the server is to stop. (The guard that `wait_for` answers must not be kept.)
-async fn stop_asked(shutdown: &mut watch::Receiver<bool>) {
-    let _ = shutdown.wait_for(|stop| *stop).await;
-}
-
-/// Whom a client counts for: all ports of an address, all processes of a user.
-fn counted(peer: &Peer) -> Counted {
-    match peer {
-        Peer::Tcp(address) => Counted::Address(address.ip()),
-        Peer::Unix { uid, .. } => Counted::User(*uid),
-    }
-}
-
-/// The pause after a failed accept.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
 /// One connection from its first byte to its last.
-async fn connection(
-    shared: Arc<Shared>,
-    stream: listen::Accepted,
-    peer: Peer,
-    permit: Permit,
-    mut shutdown: watch::Receiver<bool>,
-) {
+async fn connection(shared: Arc<Shared>, new: Connection, mut shutdown: watch::Receiver<bool>) {
+    let Connection { stream, peer, permit, .. } = new;
     let mut client = ClientInfo { peer, certificate: None };
     let mut wire = match Stream::new(stream) {
         Ok(stream) => Wire::new(stream),

@@ -124,7 +124,8 @@ fn load(files: &TlsFiles) -> Result<Arc<rustls::ServerConfig>, Error> {
         for certificate in certificates(path)? {
             roots.add(certificate).map_err(|e| unusable(path, e))?;
         }
-        Ok(WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()))
+        let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+        Ok::<_, Error>(builder)
     };
     let builder = match &files.clients {
         ClientCertificates::Ignored => builder.with_no_client_auth(),

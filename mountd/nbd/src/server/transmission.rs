@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstay_blockdev::{Caps, Geometry, Readahead};
+use backstay_serve::{
+    Filled, Out, Pool, SMALL_BYTES, Segment, Stream as _, Wire, retry, stop_asked,
+};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -15,9 +18,7 @@ use super::handshake::Negotiated;
 use super::job::{Change, Done, Outcome, Ticket, Voice, device_error};
 use super::negotiation::{ALLOCATION_ID, Agreed, Contexts, PRESENCE_ID};
 use super::opened::{Ended, Opened};
-use super::out::{Out, SMALL_BYTES, Segment};
-use super::pool::Pool;
-use super::wire::{Filled, Wire, retry};
+use super::stream::Stream;
 use crate::error::{Error, ErrorKind};
 use crate::proto::extended::{
     ExtendedRequest, MAX_STATUS_PAYLOAD_BYTES, ReplyTo, decode_request, decode_status_payload,
@@ -51,7 +52,7 @@ struct Payload {
 }
 
 struct Session {
-    wire: Wire,
+    wire: Wire<Stream>,
     opened: Opened,
     agreed: Agreed,
     geometry: Geometry,
@@ -77,7 +78,7 @@ struct Session {
 
 /// Serves one client until it leaves, its export ends or the server stops.
 pub(super) async fn run(
-    wire: Wire,
+    wire: Wire<Stream>,
     negotiated: Negotiated,
     shared: &Shared,
     mut shutdown: watch::Receiver<bool>,
@@ -112,7 +113,7 @@ pub(super) async fn run(
         idle: shared.config.idle_timeout,
         stopped: Ended::of(shutdown.clone()),
     };
-    session.serve(replies, super::stop_asked(&mut shutdown), times).await
+    session.serve(replies, stop_asked(&mut shutdown), times).await
 }
 
 /// When a session ends.

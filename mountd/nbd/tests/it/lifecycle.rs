@@ -10,7 +10,9 @@ use backstay_blockdev::layer::Delay;
 use backstay_blockdev::{BlockDevice, MemDevice};
 use backstay_nbd::client::{Client, NbdUri};
 use backstay_nbd::proto::transmission::{command, command_flag};
-use backstay_nbd::server::{BoundAddress, Listen, Listener, ServerConfig, ServerHandle, serve};
+use backstay_nbd::server::{
+    BoundAddress, Listen, Listener, ServerConfig, ServerHandle, export_uri, serve,
+};
 
 use crate::support::{OneExport, Raw, Server, disk, eventually};
 
@@ -103,7 +105,7 @@ fn tcp_server(config: ServerConfig) -> (ServerHandle, SocketAddr) {
 #[test]
 fn tcp_and_uris() {
     let (handle, address) = tcp_server(ServerConfig::default());
-    let uri = handle.addresses()[0].uri("disk", false);
+    let uri = export_uri(&handle.addresses()[0], "disk", false);
     assert_eq!(uri, format!("nbd://{address}/disk"));
     let remote = Client::connect(&NbdUri::parse(&uri).unwrap()).unwrap();
     let mut buf = vec![0; 100_000];
@@ -157,7 +159,7 @@ fn two_listeners_and_an_asynchronous_caller() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let tcp = Listener::bind(&Listen::Tcp((Ipv4Addr::LOCALHOST, 0).into())).unwrap();
-    let uri = tcp.address().uri("", false);
+    let uri = export_uri(tcp.address(), "", false);
     let listeners = vec![tcp, Listener::bind(&Listen::Unix(socket.clone())).unwrap()];
     let exports = OneExport::new(MemDevice::read_only(disk(4096)));
     let server = runtime.spawn(serve(listeners, exports, ServerConfig::default(), stopped));
@@ -190,7 +192,7 @@ fn inherited_sockets_are_served_and_left() {
     let exports = OneExport::new(MemDevice::read_only(disk(4096)));
     let server = ServerHandle::start_on(listeners, exports, ServerConfig::default()).unwrap();
     for bound in server.addresses() {
-        let uri = NbdUri::parse(&bound.uri("disk", false)).unwrap();
+        let uri = NbdUri::parse(&export_uri(bound, "disk", false)).unwrap();
         let mut buf = [0; 4096];
         Client::connect(&uri).unwrap().read_at(0, &mut buf).unwrap();
         assert!(buf[..] == disk(4096));

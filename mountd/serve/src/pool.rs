@@ -1,6 +1,7 @@
 //! Threads for what may block.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -12,29 +13,40 @@ use crate::error::Error;
 
 type Job = Box<dyn FnOnce() + Send>;
 
+struct Queued(Job);
+
+impl fmt::Debug for Queued {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("job")
+    }
+}
+
 /// A fixed number of threads and one queue. The queue needs no bound of its own: each connection
 /// bounds what it has under way, and connections are bounded.
-pub(super) struct Pool {
+#[derive(Debug)]
+pub struct Pool {
     state: Mutex<State>,
     changed: Condvar,
 }
 
+#[derive(Debug)]
 struct State {
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<Queued>,
     idle: usize,
     threads: usize,
     open: bool,
 }
 
 impl Pool {
-    pub(super) fn start(threads: usize) -> Result<Arc<Self>, Error> {
+    /// Starts `threads` threads (at least one) named after `name`.
+    pub fn start(name: &'static str, threads: usize) -> Result<Arc<Self>, Error> {
         let threads = threads.max(1);
         let state = State { jobs: VecDeque::new(), idle: 0, threads, open: true };
         let pool = Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() });
         for i in 0..threads {
             let own = pool.clone();
             let result =
-                thread::Builder::new().name(format!("nbd-work-{i}")).spawn(move || own.work());
+                thread::Builder::new().name(format!("{name}-work-{i}")).spawn(move || own.work());
             if let Err(error) = result {
                 let mut state = pool.lock();
                 state.threads = i;
@@ -55,7 +67,7 @@ impl Pool {
     fn work(&self) {
         let mut state = self.lock();
         loop {
-            if let Some(job) = state.jobs.pop_front() {
+            if let Some(Queued(job)) = state.jobs.pop_front() {
                 drop(state);
                 // A device must not panic; if one does, its job's reply is an error (sent when the
                 // job is dropped) and the thread stays for the others.
@@ -76,12 +88,12 @@ impl Pool {
     }
 
     /// Queues a job; after `stop` it is dropped instead.
-    pub(super) fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+    pub fn spawn(&self, job: impl FnOnce() + Send + 'static) {
         let mut state = self.lock();
         if !state.open {
             return;
         }
-        state.jobs.push_back(Box::new(job));
+        state.jobs.push_back(Queued(Box::new(job)));
         let wake = state.idle > 0;
         drop(state);
         if wake {
@@ -90,7 +102,7 @@ impl Pool {
     }
 
     /// Runs a job and waits for its result; `None` if it panicked or the pool has stopped.
-    pub(super) async fn run<T: Send + 'static>(
+    pub async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
@@ -103,7 +115,7 @@ impl Pool {
     }
 
     /// Drops what is queued and waits for the threads, at most for `grace`: one may hang in a device.
-    pub(super) fn stop(&self, grace: Duration) {
+    pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
         let mut state = self.lock();
         state.open = false;

@@ -12,8 +12,8 @@ use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use tokio::net::{TcpListener, UnixListener};
 
-use super::peer::Peer;
 use crate::error::{Error, ErrorKind};
+use crate::peer::Peer;
 
 /// Connections the kernel keeps for us until they are accepted. What comes when there are as many is
 /// dropped over TCP, and tried again by the client a second later; the kernel has a bound of its own.
@@ -36,21 +36,6 @@ pub enum BoundAddress {
     Tcp(SocketAddr),
     /// A socket in the file system.
     Unix(PathBuf),
-}
-
-impl BoundAddress {
-    /// The NBD URI of an export here; `""` is the default export. `tls`: what goes over TCP is encrypted.
-    pub fn uri(&self, export: &str, tls: bool) -> String {
-        let export = crate::client::percent_encode(export);
-        match self {
-            Self::Tcp(address) if tls => format!("nbds://{address}/{export}"),
-            Self::Tcp(address) => format!("nbd://{address}/{export}"),
-            Self::Unix(path) => {
-                let path = crate::client::percent_encode(&path.to_string_lossy());
-                format!("nbd+unix:///{export}?socket={path}")
-            }
-        }
-    }
 }
 
 impl fmt::Display for BoundAddress {
@@ -137,7 +122,7 @@ impl Listener {
     }
 
     /// Takes the socket into the runtime of the calling task.
-    pub(super) fn accepting(self) -> Result<Accepting, Error> {
+    pub(crate) fn accepting(self) -> Result<Accepting, Error> {
         let address = self.address;
         let failed = |e| Error::io(format!("cannot serve {address}"), e);
         match self.socket {
@@ -188,7 +173,7 @@ fn bind_unix(path: &Path) -> Result<(StdUnixListener, Name), Error> {
 
 /// The name of our socket; removed at the end, unless somebody has put another file there.
 #[derive(Debug)]
-pub(super) struct Name {
+pub(crate) struct Name {
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -206,24 +191,40 @@ impl Drop for Name {
 
 /// A listening socket in a runtime.
 #[derive(Debug)]
-pub(super) enum Accepting {
+pub(crate) enum Accepting {
+    /// TCP.
     Tcp(TcpListener),
-    /// The name is kept as long as the socket.
+    /// In the file system. The name is kept as long as the socket.
     Unix {
+        /// The socket.
         socket: UnixListener,
+        /// Removes it from the file system.
         _name: Option<Name>,
     },
 }
 
 /// An accepted socket, not yet in any runtime.
 #[derive(Debug)]
-pub(super) enum Accepted {
+pub enum Accepted {
+    /// TCP.
     Tcp(std::net::TcpStream),
+    /// In the file system.
     Unix(StdUnixStream),
 }
 
+impl Accepted {
+    /// The address and port it arrived at; `None` for a Unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
 impl Accepting {
-    pub(super) async fn accept(&self) -> io::Result<(Accepted, Peer)> {
+    /// Waits for the next connection.
+    pub(crate) async fn accept(&self) -> io::Result<(Accepted, Peer)> {
         match self {
             Self::Tcp(socket) => {
                 let (stream, address) = socket.accept().await?;

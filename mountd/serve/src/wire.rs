@@ -1,25 +1,46 @@
 //! A socket and the buffer in front of it.
 
+use std::future::Future;
 use std::io::{self, IoSlice, Read, Write};
 
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::listen::Accepted;
-use super::tls::{Records, TlsConfig};
+use crate::listen::Accepted;
 
-/// Read at once: many requests, or an option of full length.
+/// Read at once: many requests, or a long text.
 const BUFFER_BYTES: usize = 64 << 10;
+
+/// A stream of bytes both ways, used without waiting inside a call.
+pub trait Stream: Send {
+    /// Waits until it can do one of `interest`. There may be bytes to read that this knows nothing of: read until
+    /// nothing comes before waiting.
+    fn ready(&self, interest: Interest) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Reads what is there; `WouldBlock` if nothing is, 0 at its end.
+    fn try_read(&mut self, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// Takes what it can. What was taken counts as sent once `try_flush` says so.
+    fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Hands on what is kept of earlier writes; fails with `WouldBlock` while some is left.
+    fn try_flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// A socket of either sort, used without waiting inside a call.
 #[derive(Debug)]
-enum Socket {
+pub enum Socket {
+    /// TCP.
     Tcp(TcpStream),
+    /// In the file system.
     Unix(UnixStream),
 }
 
 impl Socket {
-    fn new(accepted: Accepted) -> io::Result<Self> {
+    /// Takes an accepted socket into the runtime of the calling task.
+    pub fn new(accepted: Accepted) -> io::Result<Self> {
         match accepted {
             Accepted::Tcp(stream) => {
                 // Replies are written whole, so waiting for more to send only costs time.
@@ -31,21 +52,14 @@ impl Socket {
         }
     }
 
-    async fn ready(&self, interest: Interest) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.ready(interest).await.map(|_| ()),
-            Self::Unix(stream) => stream.ready(interest).await.map(|_| ()),
-        }
-    }
-
-    fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+    fn read_now(&self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_read(buf),
             Self::Unix(stream) => stream.try_read(buf),
         }
     }
 
-    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    fn write_now(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_write_vectored(slices),
             Self::Unix(stream) => stream.try_write_vectored(slices),
@@ -53,95 +67,40 @@ impl Socket {
     }
 }
 
+impl Stream for Socket {
+    async fn ready(&self, interest: Interest) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.ready(interest).await.map(|_| ()),
+            Self::Unix(stream) => stream.ready(interest).await.map(|_| ()),
+        }
+    }
+
+    fn try_read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.read_now(buf)
+    }
+
+    fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.write_now(slices)
+    }
+}
+
 impl Read for &Socket {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.try_read(buf)
+        self.read_now(buf)
     }
 }
 
 impl Write for &Socket {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.try_write(&[IoSlice::new(buf)])
+        self.write_now(&[IoSlice::new(buf)])
     }
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.try_write(slices)
+        self.write_now(slices)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// A socket, with TLS around it or without; used without waiting inside a call.
-#[derive(Debug)]
-pub(super) struct Stream {
-    socket: Socket,
-    tls: Option<Box<Records>>,
-}
-
-impl Stream {
-    /// Takes an accepted socket into the runtime of the calling task.
-    pub(super) fn new(accepted: Accepted) -> io::Result<Self> {
-        Ok(Self { socket: Socket::new(accepted)?, tls: None })
-    }
-
-    /// Waits until the socket can do one of `interest`. With TLS there may be bytes to read that the
-    /// socket knows nothing of: read until nothing comes before waiting.
-    pub(super) async fn ready(&self, interest: Interest) -> io::Result<()> {
-        self.socket.ready(interest).await
-    }
-
-    pub(super) fn try_read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match &mut self.tls {
-            None => self.socket.try_read(buf),
-            Some(tls) => tls.read(&mut &self.socket, buf),
-        }
-    }
-
-    /// What was taken counts as sent once `try_flush` says so.
-    pub(super) fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match &mut self.tls {
-            None => self.socket.try_write(slices),
-            Some(tls) => tls.write(&mut &self.socket, slices),
-        }
-    }
-
-    /// Hands on what is kept of earlier writes; fails with `WouldBlock` while some is left.
-    pub(super) fn try_flush(&mut self) -> io::Result<()> {
-        match &mut self.tls {
-            None => Ok(()),
-            Some(tls) => tls.flush(&mut &self.socket),
-        }
-    }
-
-    /// Says good-bye where the protocol below NBD has a word for it.
-    pub(super) fn close(&mut self) {
-        if let Some(tls) = &mut self.tls {
-            tls.close(&mut &self.socket);
-        }
-    }
-
-    /// The server's half of a TLS handshake.
-    async fn start_tls(&mut self, config: &TlsConfig) -> io::Result<&Records> {
-        let mut tls = Box::new(Records::new(config)?);
-        while tls.is_handshaking() {
-            let taken = tls.take(&mut &self.socket);
-            // Also when that failed: the alert tells the client why.
-            while let Err(e) = tls.flush(&mut &self.socket) {
-                if !retry(&e) {
-                    return Err(e);
-                }
-                self.socket.ready(Interest::WRITABLE).await?;
-            }
-            match taken {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => {}
-                Err(e) if retry(&e) => self.socket.ready(Interest::READABLE).await?,
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(self.tls.insert(tls))
     }
 }
 
@@ -158,7 +117,7 @@ fn keep_alive(stream: &std::net::TcpStream) -> io::Result<()> {
 
 /// What an attempt to read brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Filled {
+pub enum Filled {
     /// Something.
     Some,
     /// Nothing yet.
@@ -169,29 +128,32 @@ pub(super) enum Filled {
 
 /// A socket with what has been read of it and not yet understood.
 #[derive(Debug)]
-pub(super) struct Wire {
-    pub(super) stream: Stream,
+pub struct Wire<S> {
+    /// The socket.
+    pub stream: S,
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
 }
 
-impl Wire {
-    pub(super) fn new(stream: Stream) -> Self {
+impl<S: Stream> Wire<S> {
+    /// A wire from which nothing was read.
+    pub fn new(stream: S) -> Self {
         Self { stream, buffer: vec![0; BUFFER_BYTES].into_boxed_slice(), start: 0, end: 0 }
     }
 
     /// What has been read and not consumed.
-    pub(super) fn buffered(&self) -> &[u8] {
+    pub fn buffered(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
 
-    pub(super) fn consume(&mut self, n: usize) {
+    /// Drops `n` bytes of what has been read.
+    pub fn consume(&mut self, n: usize) {
         self.start += n.min(self.end - self.start);
     }
 
     /// Reads what is there, without waiting.
-    pub(super) fn try_fill(&mut self) -> io::Result<Filled> {
+    pub fn try_fill(&mut self) -> io::Result<Filled> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.end == self.buffer.len() {
@@ -213,7 +175,7 @@ impl Wire {
     }
 
     /// Waits until `n` bytes (at most the buffer's size) are there; fails at the end of the stream.
-    pub(super) async fn fill(&mut self, n: usize) -> io::Result<()> {
+    pub async fn fill(&mut self, n: usize) -> io::Result<()> {
         while self.end - self.start < n {
             match self.try_fill()? {
                 Filled::Some => {}
@@ -225,7 +187,7 @@ impl Wire {
     }
 
     /// Writes all of `bytes`.
-    pub(super) async fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    pub async fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             match self.stream.try_write(&[IoSlice::new(bytes)]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -242,19 +204,9 @@ impl Wire {
         }
         Ok(())
     }
-
-    /// Starts TLS; answers what it knows of the client. What came in plain text behind the client's
-    /// wish must not be believed (CVE-2021-3716), so there must be nothing.
-    pub(super) async fn start_tls(&mut self, config: &TlsConfig) -> io::Result<&Records> {
-        if self.start != self.end {
-            let why = "plain text behind STARTTLS";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
-        }
-        self.stream.start_tls(config).await
-    }
 }
 
 /// Whether an attempt failed only because nothing was to be done yet.
-pub(super) fn retry(error: &io::Error) -> bool {
+pub fn retry(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

@@ -8,19 +8,31 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::ServerConfig;
+/// How many may be connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once.
+    pub max_connections: usize,
+    /// How many of them are kept for addresses that have none yet.
+    pub reserved_connections: usize,
+    /// Connections at once of one IP address, or of one user of a Unix socket.
+    pub max_per_address: usize,
+    /// Connections in the handshake at once; the oldest of the largest crowd gives way to the newest.
+    pub max_handshakes: usize,
+}
 
 /// Whom a connection counts for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Source {
+pub enum Source {
     /// An IP address.
     Address(IpAddr),
     /// A user of this machine, by Unix socket.
     User(u32),
 }
 
+/// Who is connected, and who may be.
 #[derive(Debug)]
-pub(super) struct Admission {
+pub struct Admission {
     state: Arc<Mutex<State>>,
     max: usize,
     reserved: usize,
@@ -73,7 +85,7 @@ struct Place {
 
 /// The right to be connected; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Permit {
+pub struct Permit {
     state: Arc<Mutex<State>>,
     place: Arc<Place>,
     /// The handshake is over.
@@ -86,19 +98,20 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl Admission {
-    pub(super) fn new(config: &ServerConfig) -> Self {
+    /// Nobody is connected yet.
+    pub fn new(limits: Limits) -> Self {
         Self {
             state: Arc::default(),
-            max: config.max_connections.max(1),
-            reserved: config.reserved_connections.min(config.max_connections.saturating_sub(1)),
-            max_per_peer: config.max_per_address.max(1),
-            max_handshakes: config.max_handshakes.max(1),
+            max: limits.max_connections.max(1),
+            reserved: limits.reserved_connections.min(limits.max_connections.saturating_sub(1)),
+            max_per_peer: limits.max_per_address.max(1),
+            max_handshakes: limits.max_handshakes.max(1),
         }
     }
 
     /// A permit, or `None` when there is no room for this peer. May push out the oldest handshake,
     /// whose place is free at once, however long its connection takes to end.
-    pub(super) fn admit(&self, peer: Source) -> Option<Permit> {
+    pub fn admit(&self, peer: Source) -> Option<Permit> {
         let mut state = lock(&self.state);
         let full = state.handshakes.len() >= self.max_handshakes;
         let oldest = if full { state.weakest() } else { None };
@@ -125,13 +138,13 @@ impl Admission {
 
 impl Permit {
     /// Returns when this handshake must give way.
-    pub(super) async fn evicted(&self) {
+    pub async fn evicted(&self) {
         self.place.evicted.notified().await;
     }
 
     /// The handshake is over: this connection gives way to nobody any more. `false` if it had to,
     /// just now.
-    pub(super) fn chosen(&self) -> bool {
+    pub fn chosen(&self) -> bool {
         let kept = lock(&self.state).settle(&self.place);
         self.chosen.store(kept, Ordering::Release);
         kept
@@ -153,12 +166,11 @@ mod tests {
     use super::*;
 
     fn admission(max: usize, reserved: usize, per_peer: usize, handshakes: usize) -> Admission {
-        Admission::new(&ServerConfig {
+        Admission::new(Limits {
             max_connections: max,
             reserved_connections: reserved,
             max_per_address: per_peer,
             max_handshakes: handshakes,
-            ..ServerConfig::default()
         })
     }
 

@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 
-use super::wire::{Stream, retry};
+use crate::wire::{Stream, retry};
 
 /// Small replies are gathered in buffers of this size.
 const SLAB_BYTES: usize = 256 << 10;
 /// Replies up to this size are small.
-pub(super) const SMALL_BYTES: usize = 64 << 10;
+pub const SMALL_BYTES: usize = 64 << 10;
 /// Buffers handed to the kernel with one call.
 const SLICES: usize = 16;
 /// Bytes of buffers kept for the next replies; what is beyond goes back to the system.
@@ -16,15 +16,18 @@ const KEEP_BYTES: usize = 8 << 20;
 
 /// A buffer, of which `start..end` is to be sent.
 #[derive(Debug)]
-pub(super) struct Segment {
-    pub(super) buf: Vec<u8>,
-    pub(super) start: usize,
-    pub(super) end: usize,
+pub struct Segment {
+    /// The buffer.
+    pub buf: Vec<u8>,
+    /// Where what is to be sent starts.
+    pub start: usize,
+    /// Where it ends.
+    pub end: usize,
 }
 
 impl Segment {
     /// All of `buf` is to be sent.
-    pub(super) fn whole(buf: Vec<u8>) -> Self {
+    pub fn whole(buf: Vec<u8>) -> Self {
         Self { start: 0, end: buf.len(), buf }
     }
 
@@ -35,7 +38,7 @@ impl Segment {
 
 /// The queue of replies, in the order they are sent.
 #[derive(Debug, Default)]
-pub(super) struct Out {
+pub struct Out {
     queue: VecDeque<Segment>,
     /// Whether the last segment is a slab that takes more.
     open: bool,
@@ -46,13 +49,13 @@ pub(super) struct Out {
 
 impl Out {
     /// Bytes not yet taken by the kernel.
-    pub(super) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// A buffer of at least `len` bytes. What is in it is of earlier replies: callers overwrite it
     /// before they send it.
-    pub(super) fn buffer(&mut self, len: usize) -> Vec<u8> {
+    pub fn buffer(&mut self, len: usize) -> Vec<u8> {
         let fit = self.free.iter().position(|buf| buf.len() >= len && buf.len() / 4 <= len);
         match fit {
             Some(at) => {
@@ -65,7 +68,7 @@ impl Out {
     }
 
     /// Gives a buffer back.
-    pub(super) fn recycle(&mut self, buf: Vec<u8>) {
+    pub fn recycle(&mut self, buf: Vec<u8>) {
         if buf.len() >= SMALL_BYTES && self.free_bytes + buf.len() <= KEEP_BYTES {
             self.free_bytes += buf.len();
             self.free.push(buf);
@@ -73,7 +76,7 @@ impl Out {
     }
 
     /// Queues a reply that has a buffer of its own.
-    pub(super) fn push(&mut self, segment: Segment) {
+    pub fn push(&mut self, segment: Segment) {
         if segment.len() <= 256 {
             // Headers alone are not worth a slice.
             self.small(segment.len(), |space| {
@@ -89,7 +92,7 @@ impl Out {
 
     /// Queues a small reply: `write` gets `len` bytes of space (at most [`SMALL_BYTES`]) and answers
     /// how many of them are the reply; with 0 nothing is queued.
-    pub(super) fn small(&mut self, len: usize, write: impl FnOnce(&mut [u8]) -> usize) {
+    pub fn small(&mut self, len: usize, write: impl FnOnce(&mut [u8]) -> usize) {
         let room = match self.queue.back() {
             Some(slab) if self.open => slab.buf.len() - slab.end,
             _ => 0,
@@ -107,7 +110,7 @@ impl Out {
     }
 
     /// Hands as much as possible to the kernel, without waiting. `Ok(false)` when it takes no more.
-    pub(super) fn write(&mut self, stream: &mut Stream) -> io::Result<bool> {
+    pub fn write(&mut self, stream: &mut impl Stream) -> io::Result<bool> {
         while self.bytes > 0 {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let mut n = 0;

@@ -26,6 +26,9 @@ pub enum Request {
     Show {
         /// Its name.
         id: String,
+        /// With its secrets.
+        #[serde(default)]
+        secrets: bool,
     },
     /// Changes when a mount ends, or how much it may write; [`Answer::Mount`].
     Extend {
@@ -44,6 +47,13 @@ pub enum Request {
         overlay: Option<OverlayFate>,
         /// End it though clients are attached.
         force: bool,
+    },
+    /// Ends sessions of initiators; [`Answer::Mount`]. An initiator that is not kept out may come again at once.
+    Kick {
+        /// The mount's name.
+        id: String,
+        /// The session's number; `None` for all.
+        session: Option<u16>,
     },
     /// Serves a mount again that was ended with its overlay kept, or could not be opened; [`Answer::Mount`].
     Resume {
@@ -73,11 +83,13 @@ pub struct MountRequest {
     pub machine: String,
     /// The recovery point's whole id.
     pub point: String,
-    /// The disk.
-    pub disk: String,
-    /// Whether it may be written to; the writes go to an overlay.
+    /// The disks, none twice: one for NBD, one or more for iSCSI, where they become units 0, 1 and so on.
+    pub disks: Vec<String>,
+    /// Served as an iSCSI target, so; `None` for NBD.
+    pub iscsi: Option<IscsiRequest>,
+    /// Whether they may be written to; the writes go to an overlay for each disk.
     pub writable: bool,
-    /// Bytes the overlay may take.
+    /// Bytes each overlay may take.
     pub limit_bytes: Option<u64>,
     /// Whether writes beyond that wait for space instead of failing.
     pub pause_when_full: bool,
@@ -89,11 +101,55 @@ pub struct MountRequest {
     pub idle_seconds: Option<u64>,
     /// Where it can be reached besides the daemon's own addresses.
     pub listen: Vec<Listen>,
-    /// Who may attach: addresses (`10.0.0.7`, `10.0.0.0/24`), users (`uid:1000`), certificates (`cert:SHA256`, `dns:NAME`), each
-    /// with `=ro` behind it for reading only. Empty: the owner, and whoever is on the same host.
+    /// Who may attach, each with `=ro` behind it for reading only. NBD: addresses (`10.0.0.7`, `10.0.0.0/24`), users
+    /// (`uid:1000`), certificates (`cert:SHA256`, `dns:NAME`). iSCSI: addresses, names of initiators, or
+    /// `NAME@ADDRESS`. Empty: the owner, and whoever is on the same host.
     pub allow: Vec<String>,
     /// What it is for, in the owner's words.
     pub reason: String,
+}
+
+/// How disks are served as an iSCSI target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IscsiRequest {
+    /// Whether initiators must prove who they are, by a secret that the daemon makes.
+    pub chap: ChapRequest,
+}
+
+/// Who proves what to whom (CHAP).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChapRequest {
+    /// Nobody: an initiator is what it says.
+    None,
+    /// The initiator to the target.
+    Initiator,
+    /// Each to the other.
+    Mutual,
+}
+
+/// A secret. Wiped when dropped, and never in what is printed for debugging.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// A secret of this text.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The secret, for whoever must know it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 /// An address of its own for a mount.
@@ -188,6 +244,9 @@ pub struct StatusView {
     pub state_dir: String,
     /// Where it serves NBD.
     pub nbd: Vec<String>,
+    /// Its iSCSI portals that all mounts share.
+    #[serde(default)]
+    pub iscsi: Vec<String>,
     /// Mounts that are served.
     pub active: u64,
 }
@@ -215,7 +274,7 @@ pub enum MountState {
 pub struct MountView {
     /// Its name, which is the export's name, too.
     pub id: String,
-    /// How it is presented: `nbd`.
+    /// How it is presented: `nbd` or `iscsi`.
     pub kind: String,
     /// Its state.
     pub state: MountState,
@@ -230,16 +289,17 @@ pub struct MountView {
     pub point: String,
     /// The point's time.
     pub point_time: Timestamp,
-    /// The disk.
-    pub disk: String,
-    /// Its size in bytes.
-    pub size_bytes: u64,
-    /// Whether it can be written to.
+    /// The disks, in the order of their units.
+    pub disks: Vec<DiskView>,
+    /// Whether they can be written to.
     pub writable: bool,
     /// Who may attach, as asked for.
     pub allow: Vec<String>,
-    /// Its URIs; the first is the nearest.
+    /// Its URIs; the first is the nearest. An iSCSI target has one for each unit at each portal, portal by portal.
     pub uris: Vec<String>,
+    /// What only an iSCSI target has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iscsi: Option<IscsiView>,
     /// Who made it.
     pub owner: String,
     /// What for.
@@ -254,9 +314,46 @@ pub struct MountView {
     pub idle_seconds: Option<u64>,
     /// Who is attached.
     pub clients: Vec<ClientView>,
-    /// What was written.
+}
+
+/// A disk of a mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskView {
+    /// Its name in the recovery point.
+    pub name: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its logical unit number, in an iSCSI target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lun: Option<u16>,
+    /// What was written to it, where it can be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay: Option<OverlayView>,
+}
+
+/// An iSCSI target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IscsiView {
+    /// Its name, as initiators know it.
+    pub target: String,
+    /// Where it can be reached (`10.0.0.1:3260`); those of its own first. Empty while it is not served.
+    pub portals: Vec<String>,
+    /// What initiators must know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chap: Option<ChapView>,
+    /// What the target proves in turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chap_target: Option<ChapView>,
+}
+
+/// One direction of CHAP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChapView {
+    /// The name.
+    pub name: String,
+    /// The secret, where it was asked for: in the answer to a mount, and to `Show` with secrets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Secret>,
 }
 
 /// A client of a mount.
@@ -264,6 +361,12 @@ pub struct MountView {
 pub struct ClientView {
     /// Where it is, or who.
     pub peer: String,
+    /// The initiator's name, over iSCSI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initiator: Option<String>,
+    /// The number of its session, by which it is kicked, over iSCSI.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<u16>,
     /// Since when.
     pub since: Timestamp,
     /// Whether it can write.
@@ -276,7 +379,7 @@ pub struct ClientView {
     pub written_bytes: u64,
 }
 
-/// The overlay of a mount.
+/// The overlay of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OverlayView {
     /// Where its files are.
@@ -290,4 +393,16 @@ pub struct OverlayView {
     pub limit_bytes: Option<u64>,
     /// Whether writes beyond that wait.
     pub pause_when_full: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_in_what_is_printed() {
+        let chap = ChapView { name: "m-1".into(), secret: Some(Secret::new("geheim".into())) };
+        assert!(!format!("{chap:?}").contains("geheim"));
+        assert_eq!(serde_json::to_string(&chap).unwrap(), r#"{"name":"m-1","secret":"geheim"}"#);
+    }
 }

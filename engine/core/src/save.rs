@@ -1,5 +1,6 @@
 //! Saving what was written over a recovery point as a new one.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -23,10 +24,9 @@ const RANGES_AT_ONCE: usize = 1 << 16;
 pub struct SavePlan {
     /// The recovery point below.
     pub point: PointId,
-    /// The disk of it that was written to.
-    pub disk: String,
-    /// Where its overlay is; nobody may have it open.
-    pub overlay: PathBuf,
+    /// Where the overlays of its disks are, by the disks' names; at least one. Nobody may have them open. Disks without
+    /// one are taken over as they are.
+    pub overlays: BTreeMap<String, PathBuf>,
     /// The machine of the new point; `None`: the same.
     pub machine: Option<String>,
     /// A note kept with the point.
@@ -35,20 +35,24 @@ pub struct SavePlan {
     pub time: Timestamp,
 }
 
-/// Makes a recovery point of a disk as it is with its overlay, and of the point's other disks as they are. Only what
-/// was written is read. The overlay and the point below stay as they are; when this returns `Ok` the new point
-/// is durable.
+/// Makes one recovery point of the disks as they are with their overlays, and of the point's other disks as they are. Only
+/// what was written is read. The overlays and the point below stay as they are, also on an error; when this returns `Ok`
+/// the new point is durable.
 ///
 /// # Errors
-/// `NotFound` if the point or disk is gone, `Unsupported` if there is no overlay of it there or somebody has it open,
-/// and what [`backup::run`] says.
+/// `NotFound` if the point or a disk is gone, `Unsupported` if there is no overlay of one there or somebody has it open,
+/// and what [`backup::run`] says. The text names the disk.
 pub fn run(repo: &Repository, plan: &SavePlan, monitor: &dyn Monitor) -> Result<BackupReport> {
     monitor.phase("open");
     let below = repo.point(plan.point)?;
-    if !below.disks.iter().any(|disk| disk.name == plan.disk) {
-        let text = format!("the point has no disk `{}`", plan.disk);
+    let is_there = |name: &String| below.disks.iter().any(|disk| disk.name == *name);
+    if let Some(missing) = plan.overlays.keys().find(|name| !is_there(name)) {
+        let text = format!("the point has no disk `{missing}`");
         return Err(Error::new(ErrorKind::NotFound, text));
     }
+    let Some(any) = plan.overlays.values().next() else {
+        return Err(Error::new(ErrorKind::NotFound, "there is nothing to save"));
+    };
     let mut specs = Vec::new();
     let mut sources = Vec::new();
     for disk in &below.disks {
@@ -57,7 +61,7 @@ pub fn run(repo: &Repository, plan: &SavePlan, monitor: &dyn Monitor) -> Result<
         specs.push(SourceSpec {
             name: Some(disk.name.clone()),
             changes: Some(changes),
-            ..SourceSpec::new(&plan.overlay)
+            ..SourceSpec::new(plan.overlays.get(&disk.name).unwrap_or(any))
         });
         sources.push(source);
     }
@@ -75,13 +79,14 @@ fn open(
     disk: &DiskRecord,
 ) -> Result<(OpenSource, Ranges)> {
     let base = Arc::new(PointDisk::open(repo, below, disk)?);
-    if disk.name != plan.disk {
+    let Some(directory) = plan.overlays.get(&disk.name) else {
         return Ok((OpenSource::of_device(base), Ranges::default()));
-    }
+    };
     let repository = repo.config().id.to_string();
     let identity = overlay_identity(&repository, &below.id.to_string(), &disk.name);
-    let directory = Arc::new(RealDirectory::new(&plan.overlay));
-    let overlay = Overlay::open(directory, base, identity, OverlayOptions::default())?;
+    let directory = Arc::new(RealDirectory::new(directory));
+    let overlay = Overlay::open(directory, base, identity, OverlayOptions::default())
+        .map_err(|e| Error::from(e).within(format!("disk {}", disk.name)))?;
     let mut ranges = Vec::new();
     let mut from = 0;
     loop {

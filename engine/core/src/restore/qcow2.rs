@@ -10,6 +10,7 @@ use backstay_blockdev::{BlockDevice, Caps, Extent, ExtentKind, Geometry};
 use backstay_daemon::PointDisk;
 use backstay_nbd::server::{
     ClientInfo, ExportInfo, Exports, Listen, OpenError, Opened, ServerConfig, ServerHandle,
+    export_uri,
 };
 
 use super::copy::Copied;
@@ -124,9 +125,9 @@ pub(super) fn restore(
     let exports: Arc<dyn Exports> = Arc::new(One(Arc::clone(&counted)));
     let server = ServerHandle::start(vec![Listen::Unix(socket)], exports, ServerConfig::default())?;
     let uri =
-        server.addresses().first().map(|address| address.uri("", false)).ok_or_else(|| {
-            Error::new(ErrorKind::Io, "the NBD server for qemu-img has no address")
-        })?;
+        server.addresses().first().map(|address| export_uri(address, "", false)).ok_or_else(
+            || Error::new(ErrorKind::Io, "the NBD server for qemu-img has no address"),
+        )?;
 
     monitor.phase("convert");
     let mut command = tool::command(&Tools::default().qemu_img)?;

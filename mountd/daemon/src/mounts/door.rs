@@ -12,6 +12,7 @@ use backstay_blockdev::BlockDevice;
 use backstay_nbd::server::{
     Access, Attached, BoundAddress, ClientInfo, ExportInfo, ExportSpec, ExportTable, Exports,
     Listen, OpenError, Opened, Peer, Permission, ServerConfig, ServerHandle, Source, Tls, Who,
+    export_uri,
 };
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -20,9 +21,9 @@ use super::record::Record;
 use crate::{Error, ErrorKind};
 
 /// Addresses of its own that a mount may have.
-const MAX_LISTEN: usize = 16;
+pub(super) const MAX_LISTEN: usize = 16;
 /// Rules that a mount may have.
-const MAX_RULES: usize = 1024;
+pub(super) const MAX_RULES: usize = 1024;
 
 /// All that is served.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ impl Served {
     /// Where clients find it; the addresses of its own first.
     pub(super) fn uris(&self) -> Vec<String> {
         let own = self.own.iter().flat_map(ServerHandle::addresses);
-        own.chain(&self.shared).map(|address| address.uri(&self.id, self.tls)).collect()
+        own.chain(&self.shared).map(|address| export_uri(address, &self.id, self.tls)).collect()
     }
 }
 
@@ -159,9 +160,10 @@ impl Door {
         let access = access(record)?;
         let time = record.point_time.strftime("%Y-%m-%d %H:%M:%SZ");
         let how = if record.writable { "writable" } else { "read-only" };
+        let disk = record.disks.first().map(|disk| disk.name.as_str()).unwrap_or_default();
         let spec = ExportSpec {
             name: id.clone(),
-            description: format!("{} {time} {}, {how}", record.machine, record.disk),
+            description: format!("{} {time} {disk}, {how}", record.machine),
             source: Source::Device(device),
             access: access.clone(),
         };
@@ -234,6 +236,8 @@ impl Door {
         };
         ClientView {
             peer,
+            initiator: None,
+            session: None,
             since: Timestamp::try_from(attached.since).unwrap_or(Timestamp::UNIX_EPOCH),
             writable: permission == Some(Permission::ReadWrite),
             requests: attached.requests,

@@ -5,6 +5,7 @@ use backstay_api::{Refusal, RefusalKind};
 use backstay_store::{PinId, Repository};
 use jiff::Timestamp;
 
+use super::live::Live;
 use super::record::{Intent, Record};
 use super::start::{later, pin_reason};
 use super::{Mountd, no_such, refusal};
@@ -38,7 +39,7 @@ impl Mountd {
         force: bool,
     ) -> Result<OverlayFate, Refusal> {
         let id = &record.id;
-        let clients = self.door.clients(id);
+        let clients = self.doors.clients(id);
         if !clients.is_empty() && !force {
             let who: Vec<&str> = clients.iter().map(|client| client.peer.as_str()).collect();
             let message = format!("clients are attached: {}", who.join(", "));
@@ -57,12 +58,11 @@ impl Mountd {
         }
     }
 
-    /// Whether nothing was written to a mount. Not known without its overlay being open.
+    /// Whether nothing was written to a mount. Not known without its overlays being open.
     pub(super) fn is_untouched(&self, record: &Record) -> bool {
         let mounts = self.lock();
         let live = mounts.get(&record.id).and_then(|mount| mount.live.as_ref());
-        let usage = live.and_then(|live| live.overlay.as_ref()).map(|overlay| overlay.usage());
-        usage.is_some_and(|usage| usage.data_bytes == 0 && usage.zero_bytes == 0)
+        live.is_some_and(Live::is_untouched)
     }
 
     /// Ends a mount that the caller has taken.
@@ -117,7 +117,8 @@ impl Mountd {
         record: &Record,
         repository: Option<&Repository>,
     ) -> Result<(), Refusal> {
-        self.ledger.remove_overlay(&record.id).map_err(|e| refusal(&e))?;
+        self.ledger.remove_overlays(&record.id).map_err(|e| refusal(&e))?;
+        self.ledger.remove_reservations(&record.id).map_err(|e| refusal(&e))?;
         if record.writable {
             self.unpin(record, repository);
         }
@@ -155,6 +156,23 @@ impl Mountd {
         }
     }
 
+    /// Ends sessions. See [`backstay_api::mountd::Request::Kick`].
+    pub(super) fn kick(&self, id: &str, session: Option<u16>) -> Result<MountView, Refusal> {
+        let view = self.show(id)?;
+        if view.iscsi.is_none() {
+            return Err(Refusal::new(RefusalKind::Usage, "only iSCSI mounts have sessions")
+                .what(id)
+                .hint(format!("backstay mount end {id} --force      cuts its clients off")));
+        }
+        if !self.doors.iscsi.kick(id, session) {
+            let number = session.map_or_else(String::new, |number| number.to_string());
+            return Err(Refusal::new(RefusalKind::NotFound, "there is no such session")
+                .what(number)
+                .hint(format!("backstay mount show {id}")));
+        }
+        self.show(id)
+    }
+
     /// Changes the end or the limit of a mount.
     pub(super) fn extend(
         &self,
@@ -180,15 +198,15 @@ impl Mountd {
         match change() {
             Ok(record) => {
                 self.release(id, |mount| {
-                    let overlay = mount.live.as_ref().and_then(|live| live.overlay.as_ref());
-                    if let Some(overlay) = overlay {
+                    let overlays = mount.live.as_ref().map(|live| &live.overlays);
+                    for overlay in overlays.into_iter().flatten() {
                         overlay.set_limit(record.limit_bytes);
                     }
                     let over = record.ends.is_some_and(|end| end <= Timestamp::now());
                     (mount.warned, mount.ending) = (false, mount.ending && over);
                     mount.record = record;
                 });
-                self.door.reopen(id);
+                self.doors.reopen(id);
                 self.show(id)
             }
             Err(why) => {
@@ -234,7 +252,7 @@ impl Mountd {
         }
         for name in strays {
             if !dry_run {
-                self.ledger.remove_overlay(&name).map_err(|e| refusal(&e))?;
+                self.ledger.remove_overlays(&name).map_err(|e| refusal(&e))?;
             }
             removed.push(format!("overlays/{name}"));
         }

@@ -66,7 +66,7 @@ impl Mountd {
         let now = Timestamp::now();
         let mut ends = Vec::new();
         for (id, mount) in self.lock().iter_mut() {
-            let attached = mount.live.is_some() && !self.door.clients(id).is_empty();
+            let attached = mount.live.is_some() && !self.doors.clients(id).is_empty();
             if attached || mount.busy {
                 mount.alone_since = Instant::now();
             }
@@ -81,7 +81,7 @@ impl Mountd {
                 }
                 Due::Close => {
                     mount.ending = true;
-                    self.door.close_to_new(id);
+                    self.doors.close_to_new(id);
                     tracing::warn!(id, "its time is over; it ends when its clients have left");
                 }
                 Due::End(why) => ends.push((id.clone(), why)),
@@ -101,7 +101,7 @@ impl Mountd {
 
     /// Compares the ledger with what is there, and mends what can be mended.
     fn reconcile(&self) {
-        self.door.mend();
+        self.doors.mend();
         let again: Vec<String> = {
             let mounts = self.lock();
             let again = |mount: &&Mount| {

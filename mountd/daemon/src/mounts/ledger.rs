@@ -3,7 +3,10 @@
 //! ```text
 //! STATE/lock               held by the daemon that uses the directory
 //! STATE/mounts/ID.json     a mount; durable when the call that wrote it returned
-//! STATE/overlays/ID/       its overlay (mountd/docs/OVERLAY.md)
+//! STATE/overlays/ID/       its overlay (mountd/docs/OVERLAY.md), or
+//! STATE/overlays/ID/LUN/   those of its disks, of an iSCSI target
+//! STATE/reservations/ID/LUN  persistent reservations of an iSCSI unit (`keeper`)
+//! STATE/iscsi-portal       where iSCSI targets were served last, if nobody says where
 //! STATE/history            one line for each mount that ended
 //! ```
 
@@ -16,7 +19,9 @@ use jiff::Timestamp;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use super::record::{Record, VERSION};
+use zeroize::Zeroizing;
+
+use super::record::Record;
 use crate::{Error, ErrorKind};
 
 /// The longest record read.
@@ -57,7 +62,8 @@ impl Ledger {
     /// [`ErrorKind::Busy`] if another daemon has it.
     pub(super) fn open(state: &Path) -> Result<Self, Error> {
         let context = |what: &str| format!("{}: {what}", state.display());
-        for directory in [state.to_owned(), state.join("mounts"), state.join("overlays")] {
+        let ours = ["", "mounts", "overlays", "reservations"];
+        for directory in ours.map(|name| state.join(name)) {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|e| {
                 Error::os(format!("{}: cannot make the directory", directory.display()), e)
             })?;
@@ -89,9 +95,14 @@ impl Ledger {
         &self.state
     }
 
-    /// Where a mount's overlay is, or would be.
-    pub(super) fn overlay_dir(&self, id: &str) -> PathBuf {
-        self.state.join("overlays").join(id)
+    /// Where an overlay is, or would be.
+    pub(super) fn overlay_dir(&self, name: &str) -> PathBuf {
+        self.state.join("overlays").join(name)
+    }
+
+    /// Where a mount's persistent reservations are, or would be.
+    pub(super) fn reservations_dir(&self, id: &str) -> PathBuf {
+        self.state.join("reservations").join(id)
     }
 
     fn mounts_dir(&self) -> PathBuf {
@@ -142,7 +153,8 @@ impl Ledger {
                 .write(true)
                 .mode(0o600)
                 .open(&new)?;
-            file.write_all(&serde_json::to_vec_pretty(record)?)?;
+            // It may hold CHAP secrets.
+            file.write_all(&Zeroizing::new(serde_json::to_vec_pretty(record)?))?;
             file.sync_all()?;
             rustix::fs::rename(&new, &path)?;
             sync_dir(&self.mounts_dir())
@@ -160,27 +172,51 @@ impl Ledger {
         remove().map_err(|e| Error::os(format!("{}: cannot remove", path.display()), e))
     }
 
-    /// Makes the empty directory of a mount's overlay.
-    pub(super) fn make_overlay_dir(&self, id: &str) -> Result<PathBuf, Error> {
-        let path = self.overlay_dir(id);
+    /// Makes the empty directory of an overlay, below that of its mount if it has a name there.
+    pub(super) fn make_overlay_dir(&self, name: &str) -> Result<PathBuf, Error> {
+        let path = self.overlay_dir(name);
         let make = || -> io::Result<()> {
-            fs::DirBuilder::new().mode(0o700).create(&path)?;
-            sync_dir(&self.state.join("overlays"))
+            let mut builder = fs::DirBuilder::new();
+            builder.mode(0o700);
+            if let Some((mount, _)) = name.split_once('/') {
+                // The first of its disks has made it.
+                match builder.create(self.overlay_dir(mount)) {
+                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                    _ => sync_dir(&self.state.join("overlays"))?,
+                }
+            }
+            builder.create(&path)?;
+            path.parent().map_or(Ok(()), sync_dir)
         };
         make().map_err(|e| Error::os(format!("{}: cannot make", path.display()), e))?;
         Ok(path)
     }
 
-    /// Removes an overlay with all that was written to it. That there is none is success.
-    pub(super) fn remove_overlay(&self, id: &str) -> Result<(), Error> {
+    /// Removes a mount's overlays with all that was written. That there are none is success.
+    pub(super) fn remove_overlays(&self, id: &str) -> Result<(), Error> {
         let path = self.overlay_dir(id);
         let remove = || -> io::Result<()> {
-            // The header first: half an overlay must not pass for one.
+            // The headers first: half an overlay must not pass for one.
             remove_if_there(fs::remove_file(path.join("overlay")))?;
+            if let Ok(disks) = fs::read_dir(&path) {
+                for disk in disks {
+                    let disk = disk?;
+                    if disk.file_type()?.is_dir() {
+                        remove_if_there(fs::remove_file(disk.path().join("overlay")))?;
+                    }
+                }
+            }
             remove_if_there(fs::remove_dir_all(&path))?;
             sync_dir(&self.state.join("overlays"))
         };
         remove().map_err(|e| Error::os(format!("{}: cannot remove", path.display()), e))
+    }
+
+    /// Removes a mount's persistent reservations. That there are none is success.
+    pub(super) fn remove_reservations(&self, id: &str) -> Result<(), Error> {
+        let path = self.reservations_dir(id);
+        remove_if_there(fs::remove_dir_all(&path))
+            .map_err(|e| Error::os(format!("{}: cannot remove", path.display()), e))
     }
 
     /// Overlays that belong to none of the mounts named.
@@ -236,15 +272,8 @@ fn read_record(path: &Path) -> Result<Record, String> {
     if size > MAX_RECORD_BYTES {
         return Err(format!("{size} bytes are too many for a record"));
     }
-    let bytes = fs::read(path).map_err(|e| e.to_string())?;
-    let record: Record = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
-    if record.version != VERSION {
-        return Err(format!(
-            "a record of version {}, which this program does not know",
-            record.version
-        ));
-    }
-    Ok(record)
+    let bytes = Zeroizing::new(fs::read(path).map_err(|e| e.to_string())?);
+    Record::read(&bytes)
 }
 
 fn remove_if_there(result: io::Result<()>) -> io::Result<()> {
@@ -254,6 +283,6 @@ fn remove_if_there(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn sync_dir(path: &Path) -> io::Result<()> {
+pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }

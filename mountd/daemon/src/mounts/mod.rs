@@ -5,12 +5,17 @@
 //! nothing is left of it; so whatever ends the daemon, the next one either serves a mount again under the same name or
 //! finishes ending it.
 //!
-//! Order of a new mount: record *starting*, pin, overlay, export, record *serve*, answer. Of an end: record *discard*, export
-//! away, overlay removed, pin removed, record removed. What is found half done is undone or done, as the record says.
+//! Order of a new mount: record *starting*, pin, overlays one after the other, export or target, record *serve*, answer. Of an end:
+//! record *discard*, export or target away, overlays removed, reservations removed, pin removed, record removed. What is found
+//! half done is undone or done, as the record says. A mount of several disks has one record and one pin, so it is never there in
+//! part: killed between two overlays, it is undone when it was being made and removed when it was being thrown away. If one of
+//! its overlays cannot be opened none of its disks is served, and all overlays stay.
 
 pub mod control;
 mod door;
+mod doors;
 mod end;
+mod iscsi;
 mod keep;
 mod ledger;
 mod live;
@@ -20,6 +25,7 @@ mod start;
 mod view;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -33,6 +39,8 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{Error, ErrorKind};
 use door::Door;
+use doors::Doors;
+use iscsi::Targets;
 use ledger::{Ended, Ledger};
 use live::Live;
 pub use live::overlay_identity;
@@ -58,6 +66,9 @@ pub struct MountdOptions {
     /// The bounds of the NBD servers. Its `tls` is for what goes over TCP: nobody reads a Unix socket's
     /// data on its way.
     pub nbd: ServerConfig,
+    /// The iSCSI portals that all mounts share. Empty: one on this host alone, at 127.0.0.1:3260 or a free port, from
+    /// the first iSCSI mount on.
+    pub iscsi_listen: Vec<SocketAddr>,
 }
 
 /// Who asks, by the kernel's word.
@@ -72,7 +83,7 @@ pub struct Asker {
 pub struct Mountd {
     ledger: Ledger,
     repositories: Repositories,
-    door: Door,
+    doors: Doors,
     mounts: Mutex<BTreeMap<String, Mount>>,
     ended: Mutex<VecDeque<Ended>>,
     /// Names of files in the state directory that are not ours.
@@ -148,15 +159,32 @@ impl Mountd {
             ended: Mutex::new(ledger.history().into()),
             pin_owner: format!("mount daemon of {host}:{}", ledger.state_dir().display()),
             repositories: Repositories::new(options.cache_dir, options.disk_cache_bytes, salt),
-            door: Door::open(options.nbd_socket, options.listen, options.nbd)?,
+            doors: Doors {
+                iscsi: Targets::open(ledger.state_dir(), &options.iscsi_listen)?,
+                nbd: Door::open(options.nbd_socket, options.listen, options.nbd)?,
+            },
             ledger,
             mounts: Mutex::new(mounts),
             strange: Mutex::new(found.strange),
             keeper: Keeper::default(),
         });
+        daemon.hold_portal();
         daemon.take_up();
         daemon.keep()?;
         Ok(daemon)
+    }
+
+    /// Opens the usual iSCSI portal if there is a target, also one that cannot be served yet: else somebody else could
+    /// take the port, and its initiators would find a stranger there.
+    fn hold_portal(&self) {
+        let is_target = |mount: &Mount| {
+            mount.record.target().is_some() && mount.record.intent == record::Intent::Serve
+        };
+        if self.lock().values().any(is_target)
+            && let Err(error) = self.doors.iscsi.share()
+        {
+            tracing::warn!(%error, "the iSCSI portal cannot be opened");
+        }
     }
 
     /// Does what is asked.
@@ -164,8 +192,9 @@ impl Mountd {
         let done = match request {
             Request::Status {} => Ok(Answer::Status(self.status())),
             Request::Mount(request) => self.mount(&request, asker).map(Answer::mount),
+            Request::Kick { id, session } => self.kick(&id, session).map(Answer::mount),
             Request::List {} => Ok(self.list()),
-            Request::Show { id } => self.show(&id).map(Answer::mount),
+            Request::Show { id, secrets } => self.show_with(&id, secrets).map(Answer::mount),
             Request::Extend { id, for_seconds, limit_bytes } => {
                 self.extend(&id, for_seconds, limit_bytes).map(Answer::mount)
             }
@@ -197,7 +226,12 @@ impl Mountd {
         for (id, live) in lives {
             self.take_down(&id, live);
         }
-        self.door.close();
+        self.doors.close();
+    }
+
+    /// The iSCSI portals that all mounts share; none before the first target, unless some were asked for.
+    pub fn iscsi_portals(&self) -> Vec<SocketAddr> {
+        self.doors.iscsi.portals()
     }
 
     /// How many mounts are served.
@@ -211,7 +245,8 @@ impl Mountd {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             state_dir: self.ledger.state_dir().display().to_string(),
-            nbd: self.door.addresses(),
+            nbd: self.doors.nbd.addresses(),
+            iscsi: self.doors.iscsi.portals().iter().map(ToString::to_string).collect(),
             active: self.active() as u64,
         }
     }
@@ -241,9 +276,8 @@ impl Mountd {
     }
 
     fn note_end(&self, record: &Record, why: &str) {
-        let what = format!("{}@{}:{}", record.machine, record.point, record.disk);
-        let ended =
-            Ended { id: record.id.clone(), time: Timestamp::now(), what, why: why.to_owned() };
+        let (id, what) = (record.id.clone(), record.what());
+        let ended = Ended { id, time: Timestamp::now(), what, why: why.to_owned() };
         self.ledger.note_end(&ended);
         let mut list = self.ended.lock();
         list.push_back(ended);
@@ -265,7 +299,12 @@ fn no_such(id: &str) -> Refusal {
 
 /// A daemon error as the control API tells it. The one place of this mapping.
 fn refusal(error: &Error) -> Refusal {
+    use std::io::ErrorKind as Io;
+    let os = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());
     let kind = match error.kind() {
+        _ if os.is_some_and(|e| matches!(e.kind(), Io::StorageFull | Io::QuotaExceeded)) => {
+            RefusalKind::Refused
+        }
         ErrorKind::Busy => RefusalKind::InUse,
         ErrorKind::Denied => RefusalKind::Denied,
         ErrorKind::NotFound | ErrorKind::Mountpoint => RefusalKind::NotFound,

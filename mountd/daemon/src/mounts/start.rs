@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use backstay_api::mountd::{Key, MountRequest, MountState, MountView};
+use backstay_api::mountd::{ChapRequest, Key, MountRequest, MountState, MountView};
 use backstay_api::{Refusal, RefusalKind};
 use backstay_blockdev::overlay::{Overlay, RealDirectory};
 use backstay_store::{Cause, Repository};
 use jiff::{SignedDuration, Timestamp};
 
 use super::ledger::MAX_RECORDS;
-use super::live::{Base, Live, overlay_options};
-use super::record::{Intent, KeyMemory, Kind, Record, VERSION};
-use super::{Asker, Mount, Mountd, door, overlay_refusal, refusal};
+use super::live::{Base, BaseDisk, Live, disk_name, overlay_options};
+use super::record::{Disk, Intent, KeyMemory, Kind, Record, Side, Target, VERSION};
+use super::{Asker, Mount, Mountd, door, iscsi, overlay_refusal, refusal};
 
 /// Letters of names: no two look alike.
 const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
@@ -26,12 +26,14 @@ const MAX_SECONDS: u64 = 100 * 366 * 86_400;
 impl Mountd {
     /// Opens a disk of a recovery point as a new mount.
     pub(super) fn mount(&self, request: &MountRequest, asker: Asker) -> Result<MountView, Refusal> {
-        self.door.check(&request.allow, &request.listen)?;
+        let is_target = request.iscsi.is_some();
+        self.doors.check(is_target, &request.disks, &request.allow, &request.listen)?;
         if request.reason.len() > MAX_REASON_BYTES {
             return Err(Refusal::new(RefusalKind::Usage, "the reason is too long"));
         }
         let repository = self.repositories.open(&request.repository, &request.key)?;
-        let base = self.base(&repository, &request.machine, &request.point, &request.disk)?;
+        let disks: Vec<&str> = request.disks.iter().map(String::as_str).collect();
+        let base = self.base(&repository, &request.machine, &request.point, &disks)?;
         let record = self.new_record(request, asker, &base)?;
         let id = record.id.clone();
         match self.make(record, &repository, base) {
@@ -42,7 +44,8 @@ impl Mountd {
                     mount.alone_since = Instant::now();
                 });
                 tracing::info!(id, "mounted");
-                self.show(&id)
+                // Told once, to who asked for it.
+                self.show_with(&id, true)
             }
             Err(why) => {
                 self.undo(&id, Some(&repository));
@@ -71,18 +74,25 @@ impl Mountd {
                 break id;
             }
         };
+        let lun = |at: usize| request.iscsi.as_ref().and_then(|_| u16::try_from(at).ok());
+        let disk = |(at, disk): (usize, &BaseDisk)| Disk {
+            name: disk.record.name.clone(),
+            size_bytes: disk.record.size_bytes,
+            lun: lun(at),
+            overlay: request.writable.then(|| Record::overlay_name(&id, lun(at))),
+        };
+        let disks = base.disks.iter().enumerate().map(disk).collect();
         let record = Record {
             version: VERSION,
             id: id.clone(),
-            kind: Kind::Nbd,
+            kind: kind(request, &id)?,
             intent: Intent::Starting,
             repository: request.repository.clone(),
             key: KeyMemory::of(&request.key),
             machine: request.machine.clone(),
             point: request.point.clone(),
             point_time: base.point.time,
-            disk: request.disk.clone(),
-            size_bytes: base.disk.size_bytes,
+            disks,
             writable: request.writable,
             limit_bytes: request.limit_bytes,
             pause_when_full: request.pause_when_full,
@@ -121,12 +131,12 @@ impl Mountd {
             })?;
             record.pin = Some(pin.id.to_string());
             save(&record)?;
-            self.make_overlay(&record, &base)?;
+            self.make_overlays(&record, &base)?;
         }
         let live = self.serve(&record, base)?;
         record.intent = Intent::Serve;
         // A port that was any is this one from now on, also for the next daemon.
-        record.listen.clone_from(&live.served.bound);
+        record.listen = live.served.bound().to_vec();
         if let Err(why) = save(&record) {
             self.take_down(&record.id, live);
             return Err(why);
@@ -134,18 +144,24 @@ impl Mountd {
         Ok((record, live))
     }
 
-    fn make_overlay(&self, record: &Record, base: &Base) -> Result<(), Refusal> {
-        let directory = self.ledger.make_overlay_dir(&record.id).map_err(|e| refusal(&e))?;
-        let mut nonce = [0; 8];
-        random(&mut nonce)?;
-        let made = Overlay::create(
-            Arc::new(RealDirectory::new(directory)),
-            base.device.clone(),
-            base.identity,
-            u64::from_le_bytes(nonce),
-            overlay_options(record),
-        );
-        made.map(drop).map_err(|e| overlay_refusal(&e).what(&record.id))
+    fn make_overlays(&self, record: &Record, base: &Base) -> Result<(), Refusal> {
+        for (disk, base) in record.disks.iter().zip(&base.disks) {
+            let Some(name) = &disk.overlay else { continue };
+            let what = disk_name(record, disk);
+            let directory =
+                self.ledger.make_overlay_dir(name).map_err(|e| refusal(&e).what(&what))?;
+            let mut nonce = [0; 8];
+            random(&mut nonce)?;
+            let made = Overlay::create(
+                Arc::new(RealDirectory::new(directory)),
+                base.device.clone(),
+                base.identity,
+                u64::from_le_bytes(nonce),
+                overlay_options(record),
+            );
+            made.map_err(|e| overlay_refusal(&e).what(what))?;
+        }
+        Ok(())
     }
 
     /// Takes away a mount that nobody was told of.
@@ -254,6 +270,20 @@ impl Mountd {
     }
 }
 
+/// How a new mount is presented, and what its initiators must know.
+fn kind(request: &MountRequest, id: &str) -> Result<Kind, Refusal> {
+    let Some(iscsi) = &request.iscsi else { return Ok(Kind::Nbd) };
+    let side =
+        |name: String| -> Result<Side, Refusal> { Ok(Side { name, secret: iscsi::secret()? }) };
+    let initiator = iscsi.chap != ChapRequest::None;
+    let mutual = iscsi.chap == ChapRequest::Mutual;
+    Ok(Kind::Iscsi(Target {
+        name: iscsi::target_name(&request.machine, id),
+        initiator: initiator.then(|| side(id.to_owned())).transpose()?,
+        target: mutual.then(|| side(format!("{id}-target"))).transpose()?,
+    }))
+}
+
 /// What state a mount is in that cannot be served.
 fn state_of(why: &Refusal) -> MountState {
     if why.kind == RefusalKind::NeedsKey { MountState::Locked } else { MountState::Failed }
@@ -264,7 +294,7 @@ pub(super) fn pin_reason(id: &str) -> String {
     format!("overlay of mount {id}")
 }
 
-fn random(bytes: &mut [u8]) -> Result<(), Refusal> {
+pub(super) fn random(bytes: &mut [u8]) -> Result<(), Refusal> {
     getrandom::fill(bytes).map_err(|e| {
         Refusal::new(RefusalKind::Failed, "the system gives no random numbers").because(&e)
     })

@@ -1,17 +1,36 @@
 //! Mounts as the control API shows them.
 
 use backstay_api::Refusal;
-use backstay_api::mountd::{Answer, MountState, MountView, OverlayView};
+use backstay_api::mountd::{
+    Answer, ChapView, DiskView, IscsiView, MountState, MountView, OverlayView,
+};
 use jiff::Timestamp;
 
-use super::record::{Intent, Record};
+use super::record::{Disk, Intent, Record, Side, Target};
 use super::{Mount, Mountd, no_such};
 
 impl Mountd {
     /// One mount.
     pub(super) fn show(&self, id: &str) -> Result<MountView, Refusal> {
+        self.show_with(id, false)
+    }
+
+    /// One mount, and if wished with what initiators must know to get in.
+    pub(super) fn show_with(&self, id: &str, secrets: bool) -> Result<MountView, Refusal> {
         let mounts = self.lock();
-        mounts.get(id).map(|mount| view(self, mount)).ok_or_else(|| no_such(id))
+        let mount = mounts.get(id).ok_or_else(|| no_such(id))?;
+        let mut view = view(self, mount);
+        if let (Some(iscsi), Some(target), true) = (&mut view.iscsi, mount.record.target(), secrets)
+        {
+            let sides =
+                [(&mut iscsi.chap, &target.initiator), (&mut iscsi.chap_target, &target.target)];
+            for (shown, side) in sides {
+                if let (Some(shown), Some(side)) = (shown, side) {
+                    shown.secret = Some(side.secret.clone());
+                }
+            }
+        }
+        Ok(view)
     }
 
     /// All of them.
@@ -46,11 +65,16 @@ fn view(daemon: &Mountd, mount: &Mount) -> MountView {
     };
     if let Some(live) = &mount.live {
         view.uris = live.served.uris();
-        view.clients = daemon.door.clients(&record.id);
-        if let (Some(overlay), Some(shown)) = (&live.overlay, &mut view.overlay) {
-            let usage = overlay.usage();
-            shown.data_bytes = usage.data_bytes;
-            shown.zero_bytes = usage.zero_bytes;
+        view.clients = daemon.doors.clients(&record.id);
+        if let Some(iscsi) = &mut view.iscsi {
+            iscsi.portals = live.served.portals();
+        }
+        for (overlay, disk) in live.overlays.iter().zip(&mut view.disks) {
+            if let Some(shown) = &mut disk.overlay {
+                let usage = overlay.usage();
+                shown.data_bytes = usage.data_bytes;
+                shown.zero_bytes = usage.zero_bytes;
+            }
         }
     }
     view
@@ -67,36 +91,50 @@ fn one_line(why: &Refusal) -> String {
 
 /// What the record alone tells.
 pub(super) fn of_record(daemon: &Mountd, record: &Record, state: MountState) -> MountView {
-    let directory = daemon.ledger.overlay_dir(&record.id);
-    let overlay = || OverlayView {
-        // Of an overlay that is not open, what its files take.
-        data_bytes: super::keep::file_bytes(&directory.join("data")),
-        zero_bytes: 0,
-        directory: directory.display().to_string(),
-        limit_bytes: record.limit_bytes,
-        pause_when_full: record.pause_when_full,
+    let overlay = |name: &String| {
+        let directory = daemon.ledger.overlay_dir(name);
+        OverlayView {
+            // Of an overlay that is not open, what its files take.
+            data_bytes: super::keep::file_bytes(&directory.join("data")),
+            zero_bytes: 0,
+            directory: directory.display().to_string(),
+            limit_bytes: record.limit_bytes,
+            pause_when_full: record.pause_when_full,
+        }
+    };
+    let disk = |disk: &Disk| DiskView {
+        name: disk.name.clone(),
+        size_bytes: disk.size_bytes,
+        lun: disk.lun,
+        overlay: disk.overlay.as_ref().map(overlay),
+    };
+    let chap = |side: &Side| ChapView { name: side.name.clone(), secret: None };
+    let iscsi = |target: &Target| IscsiView {
+        target: target.name.clone(),
+        portals: Vec::new(),
+        chap: target.initiator.as_ref().map(chap),
+        chap_target: target.target.as_ref().map(chap),
     };
     MountView {
         id: record.id.clone(),
-        kind: "nbd".to_owned(),
+        kind: record.kind_name().to_owned(),
         state,
         problem: None,
         repository: record.repository.clone(),
         machine: record.machine.clone(),
         point: record.point.clone(),
         point_time: record.point_time,
-        disk: record.disk.clone(),
-        size_bytes: record.size_bytes,
+        disks: record.disks.iter().map(disk).collect(),
         writable: record.writable,
         allow: record.allow.clone(),
         uris: Vec::new(),
+        iscsi: record.target().map(iscsi),
         owner: record.owner.clone(),
         reason: record.reason.clone(),
         created: record.created,
         ends: record.ends,
         idle_seconds: record.idle_seconds,
         clients: Vec::new(),
-        overlay: record.writable.then(overlay),
     }
 }
 
@@ -105,24 +143,23 @@ pub(super) fn ended(id: &str) -> MountView {
     let nothing = String::new;
     MountView {
         id: id.to_owned(),
-        kind: "nbd".to_owned(),
+        kind: nothing(),
         state: MountState::Ended,
         problem: None,
         repository: nothing(),
         machine: nothing(),
         point: nothing(),
         point_time: Timestamp::UNIX_EPOCH,
-        disk: nothing(),
-        size_bytes: 0,
+        disks: Vec::new(),
         writable: false,
         allow: Vec::new(),
         uris: Vec::new(),
+        iscsi: None,
         owner: nothing(),
         reason: nothing(),
         created: Timestamp::UNIX_EPOCH,
         ends: None,
         idle_seconds: None,
         clients: Vec::new(),
-        overlay: None,
     }
 }

@@ -18,7 +18,7 @@ use crate::signals::Signals;
 /// How long a daemon that was started on demand stays without a mount.
 const ON_DEMAND_STAYS: Duration = Duration::from_secs(30);
 
-/// Serve mounts until interrupted: the daemon behind `mount nbd`
+/// Serve mounts until interrupted: the daemon behind `mount nbd` and `mount iscsi`
 ///
 /// It serves again whatever was mounted when it ended, under the same names. `mount nbd` starts one by
 /// itself; a service manager can do it as well, and may hand over the control socket
@@ -44,7 +44,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Vec<SocketAddr>,
 
-    /// Encrypt what goes over TCP, with the certificates in this directory: server-cert.pem,
+    /// Serve all iSCSI mounts here, each to whom it allows [default: 127.0.0.1:3260, or a free port where that is
+    /// taken, from the first iSCSI mount on]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    iscsi_listen: Vec<SocketAddr>,
+
+    /// Encrypt what goes over TCP by NBD, with the certificates in this directory: server-cert.pem,
     /// server-key.pem, and ca-cert.pem if clients must show one, too. They are read again every minute
     #[arg(
         long,
@@ -65,6 +70,7 @@ struct Document {
     state_dir: String,
     control: String,
     nbd: String,
+    iscsi: Vec<String>,
 }
 
 pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
@@ -85,6 +91,7 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         nbd_socket: places.nbd.clone(),
         listen: args.listen.iter().copied().map(Listen::Tcp).collect(),
         nbd: ServerConfig { tls, ..ServerConfig::default() },
+        iscsi_listen: args.iscsi_listen,
     })?;
     let control = match inherited()? {
         Some(socket) => Control::inherit(daemon.clone(), socket)?,
@@ -96,6 +103,7 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         state_dir: places.state_dir.display().to_string(),
         control: places.control.display().to_string(),
         nbd: places.nbd.display().to_string(),
+        iscsi: daemon.iscsi_portals().iter().map(ToString::to_string).collect(),
     };
     if !args.on_demand {
         let told = ctx.out.summary(Stream::Stdout, &document, |to| {
@@ -103,6 +111,9 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
             field(to, "state", &document.state_dir);
             field(to, "control", &document.control);
             field(to, "nbd", &document.nbd);
+            for portal in &document.iscsi {
+                field(to, "iscsi", portal);
+            }
         });
         // Nobody reading our words is no reason to stop serving.
         told.or_else(|error| if error.quiet { Ok(()) } else { Err(error) })?;

@@ -185,6 +185,16 @@ pub(crate) fn find_disk(
     Ok((point.clone(), disk.clone()))
 }
 
+/// The disk a user named, or else all disks of the point, in its order.
+pub(crate) fn find_disks(
+    list: &PointList,
+    text: &str,
+) -> Result<(RecoveryPoint, Vec<DiskRecord>), CliError> {
+    let (point, disk) = find_any(list, text)?;
+    let disks = disk.map_or_else(|| point.disks.clone(), |disk| vec![disk]);
+    Ok((point, disks))
+}
+
 fn find<'a>(list: &'a PointList, text: &str) -> Result<(Name, &'a RecoveryPoint), CliError> {
     let name: Name = text.parse().map_err(|error| told(error, text))?;
     let point = name.resolve(list, &Zoned::now()).map_err(|error| told(error, text))?;

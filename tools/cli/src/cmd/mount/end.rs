@@ -1,6 +1,9 @@
 //! `backstay mount end`.
 
-use backstay_api::mountd::{MountState, MountView, OverlayFate, Request};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use backstay_api::mountd::{DiskView, MountState, MountView, OverlayFate, Request};
 use backstay_core::save::{self, SavePlan};
 use backstay_store::PointId;
 use jiff::Timestamp;
@@ -35,7 +38,7 @@ pub(crate) struct Args {
     /// The mount's name, as mount list shows it
     mount: String,
 
-    /// Save the disk as it is now, and the point's other disks, as a new recovery point
+    /// Save the disks as they are now, and the point's other disks, as one new recovery point
     #[arg(long, group = "fate")]
     save: bool,
 
@@ -87,11 +90,15 @@ fn save(
     args: &Args,
     end: &dyn Fn(Option<OverlayFate>) -> Request,
 ) -> Result<Exit, CliError> {
-    let before = mountd::ask_mount(ctx, &Request::Show { id: args.mount.clone() })?;
-    let Some(overlay) = before.overlay.as_ref().map(|overlay| overlay.directory.clone()) else {
+    let before = mountd::ask_mount(ctx, &Request::Show { id: args.mount.clone(), secrets: false })?;
+    let overlay = |disk: &DiskView| {
+        Some((disk.name.clone(), PathBuf::from(&disk.overlay.as_ref()?.directory)))
+    };
+    let overlays: BTreeMap<String, PathBuf> = before.disks.iter().filter_map(overlay).collect();
+    if overlays.is_empty() {
         return Err(CliError::usage("it cannot be written to, so there is nothing to save")
             .what(args.mount.clone()));
-    };
+    }
     let location = Ctx::parse_location(&before.repository)?;
     let repository = ctx.open_at(&location, None)?;
     let signals = Signals::listen()?;
@@ -102,8 +109,7 @@ fn save(
         .map_err(|_| CliError::new(Exit::Failed, "the mount names no recovery point"))?;
     let plan = SavePlan {
         point,
-        disk: before.disk.clone(),
-        overlay: overlay.into(),
+        overlays,
         machine: args.machine.clone(),
         note: args.note.clone(),
         time: Timestamp::now(),

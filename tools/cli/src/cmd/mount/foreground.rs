@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use backstay_daemon::nbd::PointExports;
-use backstay_nbd::server::{BoundAddress, Listen, ServerConfig, ServerHandle};
+use backstay_nbd::server::{BoundAddress, Listen, ServerConfig, ServerHandle, export_uri};
 use backstay_store::{DiskRecord, RecoveryPoint};
 use serde::Serialize;
 
@@ -60,7 +60,7 @@ pub(super) fn run(ctx: &Ctx, args: &Args) -> Result<Exit, CliError> {
 
 impl Document {
     fn new(point: &RecoveryPoint, disk: &DiskRecord, address: &BoundAddress) -> Self {
-        let uri = address.uri(&disk.name, false);
+        let uri = export_uri(address, &disk.name, false);
         Self {
             kind: "nbd",
             machine: point.machine.clone(),

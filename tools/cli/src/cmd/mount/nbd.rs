@@ -114,23 +114,19 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
             .map_err(|error| CliError::io("cannot name the socket", &error))?;
         listen.push(Listen::Unix(path.display().to_string()));
     }
-    let idle_seconds = match &args.idle {
-        Some(length) => Some(seconds(length, "--idle")?),
-        None if args.for_length.is_some() => None,
-        None => Some(IDLE_SECONDS),
-    };
     let request = MountRequest {
         repository: absolute(&location.to_string()),
         key,
         machine: point.machine.clone(),
         point: point.id.to_string(),
-        disk: disk.name.clone(),
+        disks: vec![disk.name],
+        iscsi: None,
         writable: args.writable,
         limit_bytes: args.limit,
         pause_when_full: args.pause_when_full,
-        for_seconds: args.for_length.as_ref().map(|l| seconds(l, "--for")).transpose()?,
+        for_seconds: for_seconds(args.for_length.as_ref())?,
         hard_end: args.hard_end,
-        idle_seconds,
+        idle_seconds: idle_seconds(args.idle.as_ref(), args.for_length.as_ref())?,
         listen,
         allow: args.allow,
         reason: args.reason,
@@ -150,8 +146,25 @@ pub(super) fn seconds(length: &Length, option: &str) -> Result<u64, CliError> {
     })
 }
 
+/// When a mount ends, as `--for` says.
+pub(super) fn for_seconds(length: Option<&Length>) -> Result<Option<u64>, CliError> {
+    length.map(|length| seconds(length, "--for")).transpose()
+}
+
+/// After what time without clients a mount ends, as `--idle` says; one with an end of its own needs no other.
+pub(super) fn idle_seconds(
+    idle: Option<&Length>,
+    end: Option<&Length>,
+) -> Result<Option<u64>, CliError> {
+    match (idle, end) {
+        (Some(length), _) => seconds(length, "--idle").map(Some),
+        (None, Some(_)) => Ok(None),
+        (None, None) => Ok(Some(IDLE_SECONDS)),
+    }
+}
+
 /// A location as another process finds it.
-fn absolute(location: &str) -> String {
+pub(super) fn absolute(location: &str) -> String {
     if location.contains("://") {
         return location.to_owned();
     }

@@ -1,10 +1,11 @@
 //! Mounts as commands show them.
 
-use backstay_api::mountd::{MountState, MountView};
+use backstay_api::mountd::{MountState, MountView, OverlayView};
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::clients::{self, ClientCommand};
+use super::initiators;
 use crate::context::Ctx;
 use crate::exit::CliError;
 use crate::output::{Align, Stream, Table, clean, field};
@@ -23,8 +24,14 @@ pub(super) struct Document<'a> {
 impl<'a> Document<'a> {
     pub(super) fn new(view: &'a MountView) -> Self {
         let uri = view.uris.first().map(String::as_str);
-        let commands = |uri: &str| clients::commands(uri, &view.id, &view.disk, !view.writable);
-        Self { view, uri, client_commands: uri.map(commands).unwrap_or_default() }
+        let client_commands = match (&view.iscsi, uri, view.disks.first()) {
+            (Some(iscsi), ..) => initiators::commands(view, iscsi),
+            (None, Some(uri), Some(disk)) => {
+                clients::commands(uri, &view.id, &disk.name, !view.writable)
+            }
+            _ => Vec::new(),
+        };
+        Self { view, uri, client_commands }
     }
 }
 
@@ -33,9 +40,7 @@ pub(super) fn mounted(ctx: &Ctx, view: &MountView) -> Result<(), CliError> {
     let document = Document::new(view);
     ctx.out.summary(Stream::Stdout, &document, |to| {
         field(to, "mount", &summary(view));
-        for uri in &view.uris {
-            field(to, "address", &clean(uri));
-        }
+        addresses(to, view);
         for client in &document.client_commands {
             field(to, client.tool, &clean(&client.command));
         }
@@ -54,9 +59,7 @@ pub(super) fn details(ctx: &Ctx, view: &MountView) -> Result<(), CliError> {
         }
         field(to, "point", &format!("{} of {}", view.point, units::local_time(view.point_time)));
         field(to, "repository", &clean(&view.repository));
-        for uri in &view.uris {
-            field(to, "address", &clean(uri));
-        }
+        addresses(to, view);
         if !view.allow.is_empty() {
             field(to, "allowed", &clean(&view.allow.join(", ")));
         }
@@ -66,20 +69,19 @@ pub(super) fn details(ctx: &Ctx, view: &MountView) -> Result<(), CliError> {
         }
         field(to, "since", &units::local_time(view.created));
         field(to, "ends", &end(view, Timestamp::now()));
-        if let Some(overlay) = &view.overlay {
-            let limit = overlay.limit_bytes.map_or_else(String::new, |limit| {
-                let then =
-                    if overlay.pause_when_full { "then writes wait" } else { "then no more" };
-                format!(", at most {}, {then}", units::size(limit))
-            });
-            let data = units::size(overlay.data_bytes);
-            field(to, "written", &format!("{data} in {}{limit}", clean(&overlay.directory)));
+        for disk in &view.disks {
+            if let Some(overlay) = &disk.overlay {
+                let of =
+                    if view.disks.len() > 1 { format!("{}: ", disk.name) } else { String::new() };
+                field(to, "written", &format!("{of}{}", written(overlay)));
+            }
         }
         for client in &view.clients {
             let how = if client.writable { "" } else { ", read-only" };
             let (read, written) =
                 (units::size(client.read_bytes), units::size(client.written_bytes));
-            let peer = clean(&client.peer);
+            let session = client.session.map(|n| format!("session {n}, ")).unwrap_or_default();
+            let peer = format!("{session}{}", clean(&client.peer));
             let text =
                 format!("{peer}{how}: {} requests, read {read}, wrote {written}", client.requests);
             field(to, "client", &text);
@@ -104,7 +106,9 @@ pub(super) fn table(to: &mut String, mounts: &[MountView]) {
     ]);
     let now = Timestamp::now();
     for view in mounts {
-        let written = view.overlay.as_ref().map(|overlay| units::size(overlay.data_bytes));
+        let overlays = view.disks.iter().filter_map(|disk| disk.overlay.as_ref());
+        let written: u64 = overlays.map(|overlay| overlay.data_bytes).sum();
+        let written = view.writable.then(|| units::size(written));
         table.row([
             view.id.clone(),
             state(view),
@@ -121,12 +125,52 @@ pub(super) fn table(to: &mut String, mounts: &[MountView]) {
 
 fn name(view: &MountView) -> String {
     let short: String = view.point.chars().take(6).collect();
-    format!("{}@{short}:{}", view.machine, view.disk)
+    let disks = match view.disks.as_slice() {
+        [one] => format!(":{}", one.name),
+        several => format!(", {} disks", several.len()),
+    };
+    format!("{}@{short}{disks}", view.machine)
+}
+
+/// What it is called where it is to be found, and what one must know to get in.
+fn addresses(to: &mut String, view: &MountView) {
+    let Some(iscsi) = &view.iscsi else {
+        for uri in &view.uris {
+            field(to, "address", uri);
+        }
+        return;
+    };
+    field(to, "target", &iscsi.target);
+    for portal in &iscsi.portals {
+        field(to, "portal", portal);
+    }
+    for disk in &view.disks {
+        let lun = disk.lun.unwrap_or_default();
+        field(to, "lun", &format!("{lun}  {}  {}", disk.name, units::size(disk.size_bytes)));
+    }
+    let sides = [("chap", &iscsi.chap), ("chap target", &iscsi.chap_target)];
+    for (label, chap) in sides.into_iter().filter_map(|(label, chap)| Some((label, chap.as_ref()?)))
+    {
+        let secret = match &chap.secret {
+            Some(secret) => format!("secret {}", secret.reveal()),
+            None => format!("secret: backstay mount show {} --secrets", view.id),
+        };
+        field(to, label, &format!("name {}, {secret}", chap.name));
+    }
+}
+
+/// What was written, and how much may be.
+fn written(overlay: &OverlayView) -> String {
+    let limit = overlay.limit_bytes.map_or_else(String::new, |limit| {
+        let then = if overlay.pause_when_full { "then writes wait" } else { "then no more" };
+        format!(", at most {}, {then}", units::size(limit))
+    });
+    format!("{} in {}{limit}", units::size(overlay.data_bytes), overlay.directory)
 }
 
 fn summary(view: &MountView) -> String {
     let how = if view.writable { "writable" } else { "read-only" };
-    let size = units::size(view.size_bytes);
+    let size = units::size(view.disks.iter().map(|disk| disk.size_bytes).sum());
     format!(
         "{}  {}  {size}  {how}  ends {}",
         view.id,

@@ -7,10 +7,15 @@ mod it {
     mod gc;
     mod help;
     mod interrupt;
+    mod iscsi_target;
     mod journey;
+    mod kernel_iscsi;
+    mod kernel_iscsi_boot;
+    mod kernel_iscsi_lost;
     mod kernel_nbd;
     mod keys;
     mod linux_guest;
+    mod mount_iscsi;
     mod mountd;
     mod mountd_killed;
     mod mountd_service;

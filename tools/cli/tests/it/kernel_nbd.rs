@@ -46,13 +46,13 @@ fn told(view: &Value, port: u16, guest_port: u16, device: &str) -> String {
 }
 
 /// A device's checksum, read past the guest's cache.
-fn sum(guest: &mut Guest, device: &str) -> String {
+pub(super) fn sum(guest: &mut Guest, device: &str) -> String {
     let said = guest.run(&format!("dd if={device} bs=1M iflag=direct status=none | sha256sum"));
     said.split(' ').next().expect("a sum").to_owned()
 }
 
 /// The same of bytes of ours, by another program.
-fn sum_of(place: &Place, bytes: &[u8]) -> String {
+pub(super) fn sum_of(place: &Place, bytes: &[u8]) -> String {
     let path = place.image("summed.raw", bytes);
     let done = Command::new("sha256sum").arg(path).output().expect("sha256sum runs");
     let said = String::from_utf8_lossy(&done.stdout).into_owned();
@@ -60,7 +60,7 @@ fn sum_of(place: &Place, bytes: &[u8]) -> String {
 }
 
 /// The ext4 tools of this host find nothing to say about it.
-fn sound(place: &Place, bytes: &[u8]) {
+pub(super) fn sound(place: &Place, bytes: &[u8]) {
     let path = place.image("checked.raw", bytes);
     let mut check = Command::new("e2fsck");
     check.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
@@ -126,7 +126,7 @@ fn the_kernel_reads_writes_and_trims() {
 
 /// Makes a file system, fills, trims and checks it; what it held is there when it is mounted again.
 fn file_system(guest: &mut Guest, place: &Place, id: &str) {
-    let kept = || found(place, id)["overlay"]["data_bytes"].as_u64().expect("a number");
+    let kept = || found(place, id)["disks"][0]["overlay"]["data_bytes"].as_u64().expect("a number");
     guest.run("mke2fs -F -q -t ext4 /dev/nbd0");
     guest.run("mount -t ext4 /dev/nbd0 /mnt");
     for name in ["kept", "gone"] {

@@ -18,8 +18,12 @@ pub(super) const FIRST_PORT: u16 = 10809;
 
 /// Until it must answer for the first time. It takes 4 seconds where nothing else runs.
 const BOOT: Duration = Duration::from_secs(60);
-/// Until a test must be through with it, from its start on. They take 11 seconds.
+/// Until a test must be through with it, from its start on. They take 11 seconds, with iSCSI up to
+/// a minute.
 const LIFE: Duration = Duration::from_secs(120);
+const LIFE_WITH_STORAGE: Duration = Duration::from_secs(240);
+/// Until a machine that boots from a disk of the test's must have ended by itself.
+const DISK_LIFE: Duration = Duration::from_secs(90);
 
 /// A running guest; killed when the test ends, however it ends.
 pub(super) struct Guest {
@@ -28,6 +32,7 @@ pub(super) struct Guest {
     lines: Receiver<String>,
     /// What its kernel said.
     console: PathBuf,
+    booted: Instant,
     end: Instant,
 }
 
@@ -51,7 +56,7 @@ fn made(test: &str) -> Option<PathBuf> {
 }
 
 /// The program, ended by the kernel when the test's thread is gone.
-fn guarded(program: &Path) -> Command {
+pub(super) fn guarded(program: &Path) -> Command {
     let guard = Path::new("/usr/bin/setpriv");
     if !guard.exists() {
         return Command::new(program);
@@ -61,10 +66,52 @@ fn guarded(program: &Path) -> Command {
     command
 }
 
+/// A machine that is emulated, without any device yet.
+fn machine(made: &Path, mib: &str) -> Command {
+    let mut qemu = guarded(&made.join("qemu"));
+    // Two processors, so that the kernel uses both connections; one thread of the host.
+    qemu.args(["-M", "pc", "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2"]).args([
+        "-m",
+        mib,
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]);
+    qemu
+}
+
+/// Starts it; what it says on the pipe comes line by line.
+fn start(mut qemu: Command) -> (Child, Receiver<String>) {
+    let qemu = qemu.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let mut child = qemu.spawn().expect("the guest's QEMU starts");
+    let output = BufReader::new(child.stdout.take().expect("a pipe"));
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in output.split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    (child, lines)
+}
+
 impl Guest {
     /// Boots it, with servers at these ports of the loopback. Where it cannot be had, says so and
     /// returns `None`.
     pub(super) fn boot(test: &str, place: &Place, ports: &[u16]) -> Option<Self> {
+        Self::with(test, place, ports, false)
+    }
+
+    /// The same with the tools for iSCSI; `iscsid` and `udev` run when it is ready.
+    pub(super) fn boot_with_storage(test: &str, place: &Place, ports: &[u16]) -> Option<Self> {
+        Self::with(test, place, ports, true)
+    }
+
+    fn with(test: &str, place: &Place, ports: &[u16], storage: bool) -> Option<Self> {
         let made = made(test)?;
         let console = place.path("console.log");
         let relay = made.join("relay").display().to_string();
@@ -74,41 +121,38 @@ impl Guest {
             let command = format!("'{relay}' {to}").replace(',', ",,");
             let _ = write!(network, ",guestfwd=tcp:{SERVER}:{port}-cmd:{command}");
         }
-        let mut qemu = guarded(&made.join("qemu"));
-        // Two processors, so that the kernel uses both connections; one thread of the host.
-        qemu.args(["-M", "pc", "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2"])
-            .args(["-m", "256", "-nodefaults", "-no-user-config", "-display", "none"])
-            .arg("-no-reboot")
-            .arg("-kernel")
+        let mut qemu = machine(&made, if storage { "512" } else { "256" });
+        // Where this host is busy the emulated timer may look broken to the kernel, which then stops.
+        let mut append = "console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check".to_owned();
+        if storage {
+            append.push_str(" storage");
+            let image = made.join("storage.raw").display().to_string().replace(',', ",,");
+            qemu.args(["-drive", &format!("if=none,id=tools,format=raw,readonly=on,file={image}")])
+                .args(["-device", "virtio-blk-pci,drive=tools"]);
+        }
+        qemu.arg("-kernel")
             .arg(made.join("kernel"))
             .arg("-initrd")
             .arg(made.join("initramfs"))
-            .args(["-append", "console=ttyS0 quiet loglevel=4 panic=-1"])
+            .args(["-append", &append])
             .args(["-chardev", &format!("file,id=console,path={}", console.display())])
             .args(["-serial", "chardev:console", "-serial", "stdio"])
-            .args(["-netdev", &network, "-device", "virtio-net-pci,netdev=net,romfile="])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit());
-        let start = Instant::now();
-        let mut child = qemu.spawn().expect("the guest's QEMU starts");
+            .args(["-netdev", &network, "-device", "virtio-net-pci,netdev=net,romfile="]);
+        let booted = Instant::now();
+        let (mut child, lines) = start(qemu);
         let input = child.stdin.take().expect("a pipe");
-        let output = BufReader::new(child.stdout.take().expect("a pipe"));
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in output.split(b'\n').map_while(Result::ok) {
-                let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        let mut guest = Self { child, input, lines, console, end: start + BOOT };
+        let mut guest = Self { child, input, lines, console, booted, end: booted + BOOT };
         let ready = guest.line();
-        assert!(ready.starts_with("ready "), "the guest says {ready}");
-        note(&format!("{test}: guest {ready}"));
-        guest.end = start + LIFE;
+        assert!(ready.starts_with("ready "), "the guest says {ready}: {}", guest.dying());
+        let after = booted.elapsed().as_secs_f64();
+        note(&format!("{test}: guest {ready} of its own, {after:.1} s of ours"));
+        guest.end = booted + if storage { LIFE_WITH_STORAGE } else { LIFE };
         Some(guest)
+    }
+
+    /// How long it has been running.
+    pub(super) fn age(&self) -> Duration {
+        self.booted.elapsed()
     }
 
     /// The next line it says.
@@ -151,6 +195,48 @@ impl Guest {
         let log = std::fs::read(&self.console).unwrap_or_default();
         let from = log.len().saturating_sub(4096);
         format!("console: {}", String::from_utf8_lossy(&log[from..]))
+    }
+}
+
+/// Boots a machine from the disk that QEMU calls by this name, through its firmware, and returns what
+/// it said until it ended. Where it cannot be had, says so and returns `None`.
+pub(super) fn boot_from(test: &str, disk: &str) -> Option<Vec<String>> {
+    let mut qemu = machine(&made(test)?, "256");
+    let disk = disk.replace(',', ",,");
+    qemu.args(["-drive", &format!("if=none,id=disk,format=raw,cache=none,file={disk}")]).args([
+        "-device",
+        "virtio-blk-pci,drive=disk,bootindex=0",
+        "-serial",
+        "stdio",
+    ]);
+    let begun = Instant::now();
+    let (child, lines) = start(qemu);
+    let child = Ended(child);
+    let mut said = Vec::new();
+    loop {
+        match lines.recv_timeout(DISK_LIFE.saturating_sub(begun.elapsed())) {
+            Ok(line) => said.push(line),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => panic!("it does not end: {said:?}"),
+        }
+    }
+    drop(child);
+    note(&format!("{test}: booted and ended in {:.1} s", begun.elapsed().as_secs_f64()));
+    Some(said)
+}
+
+/// The disk that boots by itself, if it has been made.
+pub(super) fn bootable(test: &str) -> Option<PathBuf> {
+    Some(made(test)?.join("boot.raw"))
+}
+
+/// A machine that must not be left behind.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -15,16 +15,22 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 # Nobody may be left to end it from outside.
 (sleep 600; echo "the guest ends by itself"; poweroff -f) &
-for module in virtio_pci virtio_net nbd; do
+for module in virtio_pci virtio_net crc32c_generic ext4 nbd; do
     modprobe "$module" || echo "no module $module"
 done
 ip link set lo up
 ip link set eth0 up
 ip addr add 10.0.2.15/24 dev eth0
+# The image with the tools for iSCSI, where the test has attached it.
+if grep -qw storage /proc/cmdline; then
+    modprobe virtio_blk
+    mkdir /opt && mount -t ext4 -o ro /dev/vda /opt && cp -rs /opt/. / && . /etc/storage.sh
+fi
 exec </dev/ttyS1 >/dev/ttyS1 2>&1
 stty raw -echo
-echo "ready $(uname -r)"
-while read -r line; do
+echo "ready $(uname -r) after $(cut -d' ' -f1 /proc/uptime) s"
+# Not by `read`: when a child ends meanwhile, it forgets what it has of the line.
+while line=$(head -n 1) && [ -n "$line" ]; do
     eval "$line"
     echo "@@ $?"
 done

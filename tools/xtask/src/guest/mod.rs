@@ -1,29 +1,38 @@
 //! A small Linux machine for tests that need a kernel of their own: Debian's kernel, an initramfs
-//! with busybox, nbd-client and the ext4 tools, and the QEMU that runs them.
+//! with busybox, nbd-client and the ext4 tools, an image with the tools for iSCSI, and the QEMU that
+//! runs them. Beside it a disk that boots by itself.
 //!
 //! QEMU comes from packages unpacked into the build cache, with its libraries, rather than
 //! installed: its package excludes other versions of `qemu-utils` than its own, and a machine may
-//! well have a newer one. `<cache>/linux-guest` then holds `kernel`, `initramfs` and two scripts:
-//! `qemu` takes QEMU's arguments, `relay PORT` joins a connection that QEMU's network made to a
+//! well have a newer one. `<cache>/linux-guest` then holds `kernel`, `initramfs`, `storage.raw`, `boot.raw` and three
+//! scripts: `qemu` and `qemu-img` take QEMU's arguments, `relay PORT` joins a connection that QEMU's network made to a
 //! port of the loopback.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use self::tree::{LIBRARIES, Tree};
 use crate::env::House;
 use crate::{debian, proc};
 
+mod boot_disk;
+mod storage;
+mod tree;
+
 /// Raise it when this file makes something else from the same packages.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 /// What the guest runs first.
 const INIT: &str = include_str!("init.sh");
 
 const PACKAGES: &[&str] = &[
-    "linux-image-cloud-amd64",
+    // Not the kernel for clouds: that one knows nothing of ALUA.
+    "linux-image-amd64",
     "qemu-system-x86",
+    "qemu-block-extra",
+    "qemu-utils",
     "busybox-static",
     "coreutils",
     "e2fsprogs",
@@ -36,13 +45,12 @@ const PACKAGES: &[&str] = &[
 const PROGRAMS: &[&str] =
     &["blkdiscard", "blockdev", "dd", "e2fsck", "fstrim", "kmod", "mke2fs", "nbd-client", "sync"];
 /// The guest's modules, besides what these need.
-const MODULES: &[&str] = &["virtio_pci", "virtio_net", "nbd"];
+const MODULES: &[&str] =
+    &["virtio_pci", "virtio_net", "virtio_blk", "crc32c_generic", "ext4", "nbd"];
 /// What QEMU reads at run time to start a PC with a kernel in it.
 const FIRMWARE: &[&str] = &["seabios/bios-256k.bin", "qemu/kvmvapic.bin", "qemu/linuxboot_dma.bin"];
-/// The part of QEMU that emulates a processor, which it loads by itself.
-const EMULATOR: &str = "accel-tcg-x86_64.so";
-const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
-const LOADER: &str = "ld-linux-x86-64.so.2";
+/// The parts of QEMU that emulate a processor and that attach iSCSI disks; it loads them by itself.
+const PARTS: &[&str] = &["accel-tcg-x86_64.so", "block-iscsi.so"];
 
 /// Runs the unpacked QEMU with the libraries it was built for.
 const QEMU: &str = r#"#!/bin/sh
@@ -50,6 +58,12 @@ here=$(dirname "$(readlink -f "$0")")
 export QEMU_MODULE_DIR="$here/modules"
 exec "$here/lib/ld-linux-x86-64.so.2" --inhibit-cache --library-path "$here/lib" \
     "$here/qemu-system-x86_64" -L "$here/firmware" "$@"
+"#;
+/// Its qemu-img, which knows iSCSI.
+const QEMU_IMG: &str = r#"#!/bin/sh
+here=$(dirname "$(readlink -f "$0")")
+export QEMU_MODULE_DIR="$here/modules"
+exec "$here/lib/ld-linux-x86-64.so.2" --inhibit-cache --library-path "$here/lib" "$here/lib/qemu-img" "$@"
 "#;
 /// QEMU's end of the connection is a TCP socket, too: without `nodelay` every answer of more than
 /// one piece waits 40 ms for an acknowledgement. It is the error output as well, where a message
@@ -76,8 +90,7 @@ fn install(house: &House) -> Result<()> {
     let lock = fs::File::create(house.cache.join("linux-guest.lock"))?;
     lock.lock().context("cannot lock the build cache")?;
     let dir = house.cache.join("linux-guest");
-    let lists = [PACKAGES, PROGRAMS, MODULES].map(|list| list.join(" ")).join("\n");
-    let wanted = format!("{RECIPE}\n{lists}\n{QEMU}{RELAY}{INIT}");
+    let wanted = recipe();
     if fs::read_to_string(dir.join("recipe")).is_ok_and(|there| there == wanted) {
         return Ok(());
     }
@@ -94,6 +107,15 @@ fn install(house: &House) -> Result<()> {
     made.and(removed)
 }
 
+/// What decides how a guest is: one that was made by another is made anew.
+fn recipe() -> String {
+    let lists = [PACKAGES, PROGRAMS, MODULES, PARTS, storage::PACKAGES, storage::PROGRAMS];
+    let lists = lists.iter().chain(&[storage::MODULES, boot_disk::PACKAGES]);
+    let lists: Vec<String> = lists.map(|list| list.join(" ")).collect();
+    let scripts = [QEMU, QEMU_IMG, RELAY, INIT, storage::START, boot_disk::GRUB].concat();
+    format!("{RECIPE}\n{}\n{scripts}{}", lists.join("\n"), boot_disk::INITS.concat())
+}
+
 fn remove(dir: &Path) -> Result<()> {
     if dir.exists() {
         fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
@@ -107,7 +129,8 @@ fn publish(made: &Path, dir: &Path) -> Result<()> {
 }
 
 fn make(temp: &Path, to: &Path) -> Result<()> {
-    let packages = debian::download(temp, PACKAGES)?;
+    let wanted = [PACKAGES, storage::PACKAGES, boot_disk::PACKAGES].concat();
+    let packages = debian::download(temp, &wanted)?;
     eprintln!("    unpacking {} packages", packages.len());
     let tree = Tree { root: temp.join("root") };
     debian::unpack(&packages, &tree.root)?;
@@ -117,8 +140,11 @@ fn make(temp: &Path, to: &Path) -> Result<()> {
     copy(&tree.root.join(format!("boot/vmlinuz-{release}")), &to.join("kernel"))?;
     let busybox = tree.program("busybox")?;
     let files = temp.join("initramfs");
+    tree.index_modules(&release)?;
     furnish(&tree, &release, &busybox, &files)?;
-    pack(&busybox, &files, &to.join("initramfs"))
+    pack(&busybox, &files, &to.join("initramfs"))?;
+    storage::make(&tree, &release, &files, temp, &to.join("storage.raw"))?;
+    boot_disk::make(&tree, &release, &busybox, temp, &to.join("boot.raw"))
 }
 
 /// QEMU, what it loads, the relay, and the scripts that start them.
@@ -126,12 +152,15 @@ fn put_emulator(tree: &Tree, to: &Path) -> Result<()> {
     for dir in ["lib", "modules", "firmware"] {
         fs::create_dir(to.join(dir))?;
     }
-    let emulator = tree.root.join(LIBRARIES).join("qemu").join(EMULATOR);
-    for (program, dir) in [
+    let mut programs = vec![
         (tree.program("qemu-system-x86_64")?, to.to_path_buf()),
+        (tree.program("qemu-img")?, to.join("lib")),
         (tree.program("socat")?, to.to_path_buf()),
-        (emulator, to.join("modules")),
-    ] {
+    ];
+    for part in PARTS {
+        programs.push((tree.root.join(LIBRARIES).join("qemu").join(part), to.join("modules")));
+    }
+    for (program, dir) in programs {
         tree.copy_libraries(&program, &to.join("lib"))?;
         copy(&program, &dir.join(program.file_name().context("a program has a name")?))?;
     }
@@ -140,6 +169,7 @@ fn put_emulator(tree: &Tree, to: &Path) -> Result<()> {
         copy(&from, &to.join("firmware").join(from.file_name().context("a file has a name")?))?;
     }
     write_program(&to.join("qemu"), QEMU)?;
+    write_program(&to.join("qemu-img"), QEMU_IMG)?;
     write_program(&to.join("relay"), RELAY)
 }
 
@@ -160,37 +190,9 @@ fn furnish(tree: &Tree, release: &str, busybox: &Path, to: &Path) -> Result<()> 
         tree.copy_libraries(&program, &to.join("usr/lib"))?;
     }
     symlink("kmod", to.join("usr/sbin/modprobe"))?;
-    put_modules(tree, release, to)?;
+    tree.copy_module_tables(release, to)?;
+    tree.copy_modules(release, MODULES, to)?;
     write_program(&to.join("init"), INIT)
-}
-
-/// The modules with those they need, and the tables `modprobe` reads.
-fn put_modules(tree: &Tree, release: &str, to: &Path) -> Result<()> {
-    let kmod = tree.program("kmod")?;
-    proc::output(tree.run(&["--argv0", "depmod"], &kmod).arg("-b").arg(&tree.root).arg(release))?;
-    let from = tree.root.join("usr/lib/modules").join(release);
-    let to = to.join("usr/lib/modules").join(release);
-    fs::create_dir_all(&to)?;
-    for entry in fs::read_dir(&from)?.flatten() {
-        if entry.file_type()?.is_file() {
-            copy(&entry.path(), &to.join(entry.file_name()))?;
-        }
-    }
-    let table = fs::read_to_string(from.join("modules.dep"))?;
-    for module in MODULES {
-        // `kernel/drivers/block/nbd.ko.xz: kernel/...`; a name that is not there is built in.
-        let line = table.lines().find(|line| {
-            let file = line.split(':').next().and_then(|path| path.rsplit('/').next());
-            file.and_then(|file| file.split('.').next()) == Some(module)
-        });
-        for path in line.unwrap_or_default().split_whitespace() {
-            let path = path.trim_end_matches(':');
-            let target = to.join(path);
-            fs::create_dir_all(target.parent().context("a module has a directory")?)?;
-            copy(&from.join(path), &target)?;
-        }
-    }
-    Ok(())
 }
 
 /// Packs the files as the kernel unpacks them.
@@ -212,55 +214,4 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to)
         .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
     Ok(())
-}
-
-/// The unpacked packages.
-struct Tree {
-    root: PathBuf,
-}
-
-impl Tree {
-    fn program(&self, name: &str) -> Result<PathBuf> {
-        let dirs = ["usr/bin", "usr/sbin"];
-        let found = dirs.iter().map(|dir| self.root.join(dir).join(name)).find(|p| p.exists());
-        found.with_context(|| format!("no package has brought {name}"))
-    }
-
-    /// Runs a program of the tree with the tree's own libraries; the arguments are the loader's.
-    fn run(&self, loader: &[&str], program: &Path) -> std::process::Command {
-        let libraries = self.root.join(LIBRARIES);
-        let mut command = proc::command(libraries.join(LOADER));
-        command.arg("--inhibit-cache").arg("--library-path").arg(&libraries);
-        command.args(loader).arg(program);
-        command
-    }
-
-    /// Copies what a program is linked with, the loader among it.
-    fn copy_libraries(&self, program: &Path, to: &Path) -> Result<()> {
-        let list = proc::capture(&mut self.run(&["--list"], program))?;
-        // `libc.so.6 => /tree/usr/lib/libc.so.6 (0x7f..)`; the kernel's own has no path.
-        for line in list.lines() {
-            let Some((name, rest)) = line.split_once(" => ") else { continue };
-            let path = Path::new(rest.split(" (").next().unwrap_or_default());
-            if !path.starts_with(&self.root) {
-                bail!("{} needs {}, which no package has brought", program.display(), name.trim());
-            }
-            let file = path.file_name().context("a library has a name")?;
-            copy(path, &to.join(file))?;
-        }
-        copy(&self.root.join(LIBRARIES).join(LOADER), &to.join(LOADER))
-    }
-
-    /// The version of the one kernel, as its files are named.
-    fn kernel_release(&self) -> Result<String> {
-        let dir = self.root.join("usr/lib/modules");
-        let mut names = fs::read_dir(&dir)
-            .with_context(|| format!("cannot list {}", dir.display()))?
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned());
-        match (names.next(), names.next()) {
-            (Some(name), None) => Ok(name),
-            _ => bail!("not one kernel in {}", dir.display()),
-        }
-    }
 }

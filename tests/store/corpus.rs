@@ -1,4 +1,4 @@
-//! The fuzzer's corpus for the store's readers and the NBD server's, replayed without a fuzzer.
+//! The fuzzer's corpus for the store's readers and the doors', replayed without a fuzzer.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,6 +14,7 @@ fn the_corpus_of_every_store_target_keeps_its_promises() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     replay::replay(&corpus, TARGETS);
     replay::replay(&corpus, &nbd_targets());
+    replay::replay(&corpus, &iscsi_targets());
     // The chore knows the targets by these folders.
     let found: BTreeSet<String> = std::fs::read_dir(corpus)
         .unwrap()
@@ -21,7 +22,8 @@ fn the_corpus_of_every_store_target_keeps_its_promises() {
         .collect();
     let all = backstay_format::fuzz::TARGETS.iter().chain(TARGETS);
     let mut known: BTreeSet<String> = all.map(|target| target.name.to_owned()).collect();
-    known.extend(nbd_targets().iter().map(|target| target.name.to_owned()));
+    let doors = nbd_targets().into_iter().chain(iscsi_targets());
+    known.extend(doors.map(|target| target.name.to_owned()));
     assert_eq!(found, known, "folders of the corpus, and targets");
 }
 
@@ -30,6 +32,19 @@ fn nbd_targets() -> Vec<Target> {
     let targets = backstay_nbd::fuzz::TARGETS.iter();
     targets
         .map(|&backstay_nbd::fuzz::Target { name, run, seeds, memory }| Target {
+            name,
+            run,
+            seeds,
+            memory,
+        })
+        .collect()
+}
+
+/// Those of the iSCSI crate, which knows nothing of either.
+fn iscsi_targets() -> Vec<Target> {
+    let targets = backstay_iscsi::fuzz::TARGETS.iter();
+    targets
+        .map(|&backstay_iscsi::fuzz::Target { name, run, seeds, memory }| Target {
             name,
             run,
             seeds,

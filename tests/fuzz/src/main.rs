@@ -23,13 +23,22 @@ fn nbd(target: &backstay_nbd::fuzz::Target) -> Target {
     Target { name, run, seeds, memory }
 }
 
+/// Nor does the iSCSI crate.
+fn iscsi(target: &backstay_iscsi::fuzz::Target) -> Target {
+    let &backstay_iscsi::fuzz::Target { name, run, seeds, memory } = target;
+    Target { name, run, seeds, memory }
+}
+
 fn target() -> &'static Target {
     static TARGET: OnceLock<Target> = OnceLock::new();
     TARGET.get_or_init(|| {
         let name = std::env::var(VARIABLE).unwrap_or_default();
         let stores =
             backstay_format::fuzz::TARGETS.iter().chain(backstay_store::testkit::fuzz::TARGETS);
-        let mut all = stores.copied().chain(backstay_nbd::fuzz::TARGETS.iter().map(nbd));
+        let mut all = stores
+            .copied()
+            .chain(backstay_nbd::fuzz::TARGETS.iter().map(nbd))
+            .chain(backstay_iscsi::fuzz::TARGETS.iter().map(iscsi));
         all.find(|target| target.name == name)
             .unwrap_or_else(|| panic!("{VARIABLE} names no target: '{name}'"))
     })

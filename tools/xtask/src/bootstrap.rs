@@ -16,8 +16,8 @@ pub(crate) enum Purpose {
     Build,
     /// Compile, then run tests and the demo.
     Run,
-    /// Compile, then measure beside the peers named (`restic`, `borg`).
-    Measure { restic: bool, borg: bool },
+    /// Compile, then measure beside the peers named (`restic`, `borg`, `tgt`).
+    Measure { restic: bool, borg: bool, tgt: bool },
 }
 
 /// A thing that must be on the machine, and the Debian package that brings it.
@@ -40,6 +40,7 @@ const RUN: &[Need] = &[
     Need { package: "libnbd-bin", there: || has("nbdinfo") && has("nbdcopy") },
     Need { package: "python3-libnbd", there: || has("nbdsh") },
     Need { package: "nbdkit", there: || has("nbdkit") },
+    Need { package: "libiscsi-bin", there: || has("iscsi-test-cu") && has("iscsi-ls") },
     Need { package: "fio", there: || has("fio") },
     Need { package: "gdisk", there: || has("sgdisk") },
     Need { package: "e2fsprogs", there: || has("mke2fs") && has("debugfs") },
@@ -48,6 +49,7 @@ const RUN: &[Need] = &[
 ];
 
 const RESTIC: Need = Need { package: "restic", there: || has("restic") };
+const TGT: Need = Need { package: "tgt", there: || has("tgtd") && has("tgtadm") };
 const BORG: Need = Need { package: "borgbackup", there: || has("borg") };
 
 fn has(program: &str) -> bool {
@@ -109,9 +111,10 @@ pub(crate) fn packages(purpose: Purpose) -> Result<()> {
     if purpose != Purpose::Build {
         needs.extend(RUN);
     }
-    if let Purpose::Measure { restic, borg } = purpose {
+    if let Purpose::Measure { restic, borg, tgt } = purpose {
         needs.extend(restic.then_some(&RESTIC));
         needs.extend(borg.then_some(&BORG));
+        needs.extend(tgt.then_some(&TGT));
     }
     let missing: Vec<&str> = needs.iter().filter(|n| !(n.there)()).map(|n| n.package).collect();
     if missing.is_empty() {

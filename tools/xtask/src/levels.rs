@@ -9,6 +9,7 @@ use crate::env::House;
 const LEVELS: &[&str] = &[
     "backstay-format",
     "backstay-blockdev",
+    "backstay-serve",
     "backstay-nbd",
     "backstay-iscsi",
     "backstay-api",
@@ -28,6 +29,8 @@ const XTASK: &str = "xtask";
 /// Steps down that are still not allowed, with the reason.
 const APART: &[(&str, &str, &str)] = &[
     ("backstay-blockdev", "backstay-format", "a block device knows nothing of chunks"),
+    ("backstay-serve", "backstay-format", "servers know nothing of chunks"),
+    ("backstay-serve", "backstay-blockdev", "servers of any door share it"),
     ("backstay-nbd", "backstay-format", "the protocol crates serve any BlockDevice"),
     ("backstay-iscsi", "backstay-format", "the protocol crates serve any BlockDevice"),
     ("backstay-iscsi", "backstay-nbd", "the protocol crates know nothing of each other"),
@@ -52,6 +55,7 @@ const KEPT_TO: &[(&str, &[&str], &str)] = &[
         &[
             // Inside, behind the synchronous trait: the S3 client's connections.
             "backstay-store",
+            "backstay-serve",
             "backstay-nbd",
             "backstay-iscsi",
             "backstay-daemon",

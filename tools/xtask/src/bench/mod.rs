@@ -3,9 +3,11 @@
 mod changes;
 mod gc;
 mod image;
+mod iscsi;
 mod measure;
 mod memory;
 mod nbd;
+mod process;
 mod report;
 mod s3;
 mod size;
@@ -46,6 +48,8 @@ enum What {
     Memory(memory::Args),
     /// The NBD server, read-only and with an overlay, beside qemu-nbd and nbdkit
     Nbd(nbd::Args),
+    /// The iSCSI target beside tgt
+    Iscsi(iscsi::Args),
     /// Only write the mixed image
     Image {
         /// The file to write; what is there is replaced
@@ -76,6 +80,7 @@ pub(crate) fn run(house: &House, args: Args) -> Result<ExitCode> {
         What::Memory(args) => memory::run(house, &args),
         What::S3(args) => s3::run(house, &args),
         What::Nbd(args) => nbd::run(house, &args),
+        What::Iscsi(args) => iscsi::run(house, &args),
         What::Image { out, size_mib, seed } => {
             image::write(&out, size_mib, seed)?;
             Ok(ExitCode::SUCCESS)

@@ -111,7 +111,8 @@ struct Figures {
 
 /// The chore.
 pub(super) fn run(house: &House, args: &Args) -> Result<ExitCode> {
-    let cargo = bootstrap::ready(house, Purpose::Measure { restic: false, borg: false })?;
+    let cargo =
+        bootstrap::ready(house, Purpose::Measure { restic: false, borg: false, tgt: false })?;
     s3_servers::ready(house);
     let ours = cargo.release_binary("backstay", "backstay")?;
     let range = cargo.release_binary("backstay-tests", "s3_range")?;

@@ -45,6 +45,7 @@ pub(super) fn run(house: &House, args: &Args) -> Result<ExitCode> {
     let purpose = Purpose::Measure {
         restic: peers.contains(&Peer::Restic),
         borg: peers.contains(&Peer::Borg),
+        tgt: false,
     };
     let cargo = bootstrap::ready(house, purpose)?;
     let ours = Tool::ours(cargo.release_binary("backstay", "backstay")?)?;

@@ -25,6 +25,11 @@ const STORE: &[&str] = &[
     "chunkstore/store/src/storage/memory.rs",
     "chunkstore/store/src/testkit/fuzz.rs",
 ];
+/// What the targets of the doors depend on besides, by the start of their names.
+const DOORS: &[(&str, &[&str])] = &[
+    ("nbd_", &["mountd/nbd/src", "mountd/nbd/Cargo.toml"]),
+    ("iscsi_", &["mountd/iscsi/src", "mountd/iscsi/Cargo.toml", "mountd/blockdev/src/mem.rs"]),
+];
 /// Packages that do parsers' work.
 const PACKAGES: &[&str] = &[
     "aws-lc-rs",
@@ -46,7 +51,10 @@ pub(super) fn hash(house: &House, target: &str) -> Result<u64> {
         .with_context(|| format!("cannot read {FORMAT_TARGETS}"))?;
     let mut roots: Vec<PathBuf> = COMMON.iter().map(|path| house.path(path)).collect();
     roots.push(house.path(CORPUS).join(target));
-    if !format.contains(&format!("\"{target}\"")) {
+    let door = DOORS.iter().find(|(prefix, _)| target.starts_with(prefix));
+    if let Some((_, sources)) = door {
+        roots.extend(sources.iter().map(|path| house.path(path)));
+    } else if !format.contains(&format!("\"{target}\"")) {
         roots.extend(STORE.iter().map(|path| house.path(path)));
     }
     let mut text = Vec::new();

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::image;
+use super::process::Product;
 use crate::bootstrap::{self, Purpose};
 use crate::env::House;
 use crate::proc;
@@ -110,7 +111,7 @@ impl Work {
 
 /// The chore.
 pub(super) fn run(house: &House, args: &Args) -> Result<ExitCode> {
-    let none = Purpose::Measure { restic: false, borg: false };
+    let none = Purpose::Measure { restic: false, borg: false, tgt: false };
     let cargo = bootstrap::ready(house, none)?;
     let ours = cargo.release_binary("backstay", "backstay")?;
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir).join("backstay-bench");
@@ -152,18 +153,16 @@ pub(super) struct Measured {
 }
 
 /// The images and the repository.
-fn prepare(work: PathBuf, ours: PathBuf, args: &Args) -> Result<Images> {
+fn prepare(work: PathBuf, program: PathBuf, args: &Args) -> Result<Images> {
     let (raw, qcow2) = (work.join("image.raw"), work.join("image.qcow2"));
     eprintln!("preparing an image of {} MiB", args.size_mib);
     image::write(&raw, args.size_mib, args.seed)?;
     let mut convert = proc::command("qemu-img");
     convert.args(["convert", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd"]);
     proc::output(convert.arg(&raw).arg(&qcow2))?;
-    let images = Images { work, raw, qcow2, ours };
-    proc::output(&mut images.command(&["repo", "init", "--new-key-file", "key"]))?;
-    let raw = images.raw.display().to_string();
-    proc::output(&mut images.command(&["backup", &raw, "--machine", "bench", "-q"]))?;
-    Ok(images)
+    let product = Product { work: work.clone(), program };
+    product.back_up(&raw)?;
+    Ok(Images { work, raw, qcow2, product })
 }
 
 /// Reads every file below `dir`, so that all servers find theirs in the page cache. To be done each
@@ -299,17 +298,14 @@ fn ready(images: &Images) -> Result<BTreeMap<&'static str, Duration>> {
             std::os::unix::fs::FileExt::write_all_at(&file, &data, part << 30)?;
         }
         let path = large.display().to_string();
-        proc::output(&mut images.command(&["backup", &path, "--machine", "large", "-q"]))?;
+        let args = ["backup", &path, "--machine", "large", "-q"];
+        proc::output(&mut images.product.command(&args))?;
     }
-    let mut daemon = images.command(&["mountd"]).stdout(std::process::Stdio::null()).spawn()?;
-    let socket = images.work.join("state/run/mountd.sock");
-    while !socket.exists() {
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let daemon = images.product.daemon(&[])?;
     let measured = || -> Result<BTreeMap<&'static str, Duration>> {
         let start = Instant::now();
         let args = ["mount", "nbd", "large@latest:disk0", "--json"];
-        let said = proc::capture(&mut images.command(&args))?;
+        let said = proc::capture(&mut images.product.command(&args))?;
         let export = start.elapsed();
         let said: Value = serde_json::from_str(&said)?;
         let uri = said["uri"].as_str().context("the mount has no address")?;
@@ -325,8 +321,6 @@ fn ready(images: &Images) -> Result<BTreeMap<&'static str, Duration>> {
         Ok(BTreeMap::from([("export", export), ("first read", first), ("again", again)]))
     };
     let result = measured();
-    let _ = daemon.kill();
-    let _ = daemon.wait();
-    let _ = fs::remove_dir_all(images.work.join("state"));
+    drop(daemon);
     result
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::super::process::middle;
 use super::servers::Kind;
 use super::{Measured, WARM_MIB, Work};
 
@@ -135,12 +136,6 @@ impl Figures {
             goal.ratio
         );
     }
-}
-
-fn middle(values: impl Iterator<Item = f64>) -> f64 {
-    let mut all: Vec<f64> = values.collect();
-    all.sort_by(f64::total_cmp);
-    all.get(all.len() / 2).copied().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ struct Row {
 pub(super) fn run(house: &House, args: &Args) -> Result<ExitCode> {
     let peers = parse_peers(&args.peers)?;
     let (restic, borg) = (peers.contains(&Peer::Restic), peers.contains(&Peer::Borg));
-    let cargo = bootstrap::ready(house, Purpose::Measure { restic, borg })?;
+    let cargo = bootstrap::ready(house, Purpose::Measure { restic, borg, tgt: false })?;
     let ours = Tool::ours(cargo.release_binary("backstay", "backstay")?)?;
     let row = |tool, judged| Row { tool, judged, days: Vec::new(), reserve: 0 };
     let variants = args.chunk_sizes.iter().map(|size| row(ours.with_chunks(size), false));

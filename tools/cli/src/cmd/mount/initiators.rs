@@ -82,12 +82,22 @@ fn open_iscsi(iscsi: &IscsiView, portal: &Portal) -> Vec<String> {
     all
 }
 
+/// The longest secret that Windows' initiator takes.
+const WINDOWS_SECRET_MAX: usize = 16;
+
 /// PowerShell. In single quotes nothing means anything to it.
 fn windows(iscsi: &IscsiView, portal: &Portal) -> Vec<String> {
     let at =
         format!("-TargetPortalAddress '{}' -TargetPortalPortNumber {}", portal.host, portal.port);
     let mut all = vec!["Start-Service MSiSCSI".to_owned(), format!("New-IscsiTargetPortal {at}")];
     let mut connect = format!("Connect-IscsiTarget -NodeAddress '{}' {at}", iscsi.target);
+    let known = [&iscsi.chap, &iscsi.chap_target].into_iter().flatten();
+    if known.filter_map(|chap| chap.secret.as_ref()).any(|s| s.reveal().len() > WINDOWS_SECRET_MAX)
+    {
+        return vec![format!(
+            "# takes secrets of {WINDOWS_SECRET_MAX} letters at most: mount with --chap-short"
+        )];
+    }
     if let Some(chap) = &iscsi.chap {
         let (name, secret) = credentials(chap);
         let mutual = iscsi.chap_target.as_ref().map(credentials);
@@ -183,6 +193,7 @@ mod tests {
             allow: Vec::new(),
             uris: Vec::new(),
             iscsi: Some(iscsi.clone()),
+            directory: None,
             owner: String::new(),
             reason: String::new(),
             created: Timestamp::UNIX_EPOCH,

@@ -61,6 +61,10 @@ pub(crate) struct Args {
     #[arg(long)]
     chap_mutual: bool,
 
+    /// Secrets of 16 letters (96 bits) instead of 22 (132 bits): Windows takes no longer ones
+    #[arg(long)]
+    chap_short: bool,
+
     /// Let this initiator log in, by its name (iqn., eui., naa.); with =ro for reading only. With --allow, too, it must
     /// come from one of those addresses
     #[arg(long, value_name = "NAME")]
@@ -103,6 +107,12 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         .what(address.to_string())
         .hint("--allow 10.0.0.7, --allow-initiator NAME, or an address of this host alone"));
     }
+    if args.chap_short && !(args.chap || args.chap_mutual) {
+        return Err(CliError::usage(
+            "--chap-short says what secrets are like, and none is asked for",
+        )
+        .hint("--chap, or --chap-mutual"));
+    }
     let (repository, location, key) = ctx.open_for_daemon()?;
     let (point, disks) = view::find_disks(&repository.points()?, &args.what)?;
     let request = MountRequest {
@@ -117,7 +127,9 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
                 (false, true) => ChapRequest::Initiator,
                 (false, false) => ChapRequest::None,
             },
+            short_secrets: args.chap_short,
         }),
+        files: None,
         writable: args.writable,
         limit_bytes: args.limit,
         pause_when_full: args.pause_when_full,

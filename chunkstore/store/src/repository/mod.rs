@@ -3,6 +3,7 @@
 mod adopt;
 mod consolidate;
 mod damage;
+mod derived;
 mod exchange;
 mod gate;
 #[cfg(test)]
@@ -139,6 +140,8 @@ pub struct RepoStats {
 pub struct Repository {
     inner: Arc<Inner>,
     location: Location,
+    /// Where [`Repository::keep_derived`] keeps.
+    derived: PathBuf,
 }
 
 impl Repository {
@@ -261,8 +264,10 @@ impl Repository {
                 format!("the configuration of {location} was changed without its key"),
             ));
         }
+        let folder = format!("derived-1-{}", place_name(&location));
+        let derived = options.cache_dir.join(config.id.to_string()).join(folder);
         let inner = Inner::new(storage, config, keys, index, entropy, options);
-        Ok(Repository { inner, location })
+        Ok(Repository { inner, location, derived })
     }
 
     /// What anybody may know: id, chunk size, encryption. Needs no key, so it is not verified.

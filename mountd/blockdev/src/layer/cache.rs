@@ -18,11 +18,14 @@ const RUN_BYTES: u64 = 1 << 20;
 /// Each shard of the cache has room for this many blocks, or evicting would be blind.
 const BLOCKS_PER_SHARD: u64 = 16;
 
+/// Which cache of a pool, and which of its blocks.
+type Key = (u64, u64);
+
 #[derive(Debug, Clone)]
 struct ByBytes;
 
-impl Weighter<u64, Arc<[u8]>> for ByBytes {
-    fn weight(&self, _: &u64, block: &Arc<[u8]>) -> u64 {
+impl Weighter<Key, Arc<[u8]>> for ByBytes {
+    fn weight(&self, _: &Key, block: &Arc<[u8]>) -> u64 {
         block.len() as u64 + ENTRY_BYTES
     }
 }
@@ -36,6 +39,44 @@ pub struct CacheCounts {
     pub misses: u64,
 }
 
+/// Memory that several caches share: what one device does not need, another has.
+#[derive(Debug, Clone)]
+pub struct CachePool {
+    blocks: Arc<Blocks<Key, Arc<[u8]>, ByBytes>>,
+    block_bytes: u64,
+    next: Arc<AtomicU64>,
+}
+
+impl CachePool {
+    /// Of `capacity_bytes`, in blocks of `block_bytes`, a power of two from 512 bytes to
+    /// 1 MiB ([`ErrorKind::Unsupported`] if not).
+    pub fn new(block_bytes: u32, capacity_bytes: u64) -> Result<Self, Error> {
+        if !block_bytes.is_power_of_two() || !(512..=1 << 20).contains(&block_bytes) {
+            let text = format!("a cache cannot have blocks of {block_bytes} bytes");
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+        let items = (capacity_bytes / u64::from(block_bytes)).max(1);
+        let shards = (items / BLOCKS_PER_SHARD).clamp(1, 32) as usize;
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(usize::try_from(items).unwrap_or(usize::MAX))
+            .weight_capacity(capacity_bytes)
+            .shards(shards)
+            .build()
+            .map_err(|e| Error::new(ErrorKind::Unsupported, format!("no such cache: {e:?}")))?;
+        let (hasher, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
+        Ok(Self {
+            blocks: Arc::new(Blocks::with_options(options, ByBytes, hasher, lifecycle)),
+            block_bytes: block_bytes.into(),
+            next: Arc::new(AtomicU64::new(0)),
+        })
+    }
+
+    /// Bytes of memory in use for blocks; never more than the capacity.
+    pub fn used_bytes(&self) -> u64 {
+        self.blocks.weight()
+    }
+}
+
 /// A memory cache of whole blocks over a device. Writes go through to the device at once, so nothing is
 /// lost with it; blocks read once do not push out those read often. Several readers that miss one block
 /// cause one read.
@@ -46,7 +87,9 @@ pub struct Cache {
     inner: Arc<dyn BlockDevice>,
     geometry: Geometry,
     block_bytes: u64,
-    blocks: Blocks<u64, Arc<[u8]>, ByBytes>,
+    blocks: Arc<Blocks<Key, Arc<[u8]>, ByBytes>>,
+    /// Tells its blocks from those of others in the pool.
+    own: u64,
     /// Held exclusively to read a block from below into the cache, and to change it: so what is cached
     /// is never older than the last write that returned.
     stripes: Stripes,
@@ -62,28 +105,21 @@ impl Cache {
         block_bytes: u32,
         capacity_bytes: u64,
     ) -> Result<Self, Error> {
-        if !block_bytes.is_power_of_two() || !(512..=1 << 20).contains(&block_bytes) {
-            let text = format!("a cache cannot have blocks of {block_bytes} bytes");
-            return Err(Error::new(ErrorKind::Unsupported, text));
-        }
-        let items = (capacity_bytes / u64::from(block_bytes)).max(1);
-        let shards = (items / BLOCKS_PER_SHARD).clamp(1, 32) as usize;
-        let options = OptionsBuilder::new()
-            .estimated_items_capacity(usize::try_from(items).unwrap_or(usize::MAX))
-            .weight_capacity(capacity_bytes)
-            .shards(shards)
-            .build()
-            .map_err(|e| Error::new(ErrorKind::Unsupported, format!("no such cache: {e:?}")))?;
-        let (hasher, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
-        Ok(Self {
+        Ok(Self::in_pool(inner, &CachePool::new(block_bytes, capacity_bytes)?))
+    }
+
+    /// Caches `inner` in memory that it shares with others.
+    pub fn in_pool(inner: Arc<dyn BlockDevice>, pool: &CachePool) -> Self {
+        Self {
             geometry: inner.geometry(),
             inner,
-            block_bytes: block_bytes.into(),
-            blocks: Blocks::with_options(options, ByBytes, hasher, lifecycle),
+            block_bytes: pool.block_bytes,
+            blocks: Arc::clone(&pool.blocks),
+            own: pool.next.fetch_add(1, Ordering::Relaxed),
             stripes: Stripes::new(),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
-        })
+        }
     }
 
     /// How often it helped so far.
@@ -94,7 +130,7 @@ impl Cache {
         }
     }
 
-    /// Bytes of memory in use for blocks; never more than the capacity.
+    /// Bytes of memory in use for blocks, in the whole pool; never more than the capacity.
     pub fn used_bytes(&self) -> u64 {
         self.blocks.weight()
     }
@@ -128,12 +164,14 @@ impl Cache {
         let most = (RUN_BYTES / self.block_bytes).max(1);
         let mut run = wanted.start..wanted.end.min(wanted.start + most);
         let _locks = self.stripes.write(run.clone());
-        if let Some(bytes) = self.blocks.get(&run.start) {
+        if let Some(bytes) = self.blocks.get(&(self.own, run.start)) {
             // Another reader was quicker.
             self.copy(run.start, &bytes, offset, buf);
             return Ok(run.start + 1);
         }
-        while let Some(next) = (run.start + 1..run.end).find(|b| self.blocks.contains_key(b)) {
+        while let Some(next) =
+            (run.start + 1..run.end).find(|b| self.blocks.contains_key(&(self.own, *b)))
+        {
             run.end = next;
         }
         let place = self.place(run.clone());
@@ -149,7 +187,7 @@ impl Cache {
         }
         for (block, bytes) in run.clone().zip(bytes.chunks(self.block_bytes as usize)) {
             self.copy(block, bytes, offset, buf);
-            self.blocks.insert(block, bytes.into());
+            self.blocks.insert((self.own, block), bytes.into());
         }
         Ok(run.end)
     }
@@ -179,7 +217,7 @@ impl Cache {
             let to = (start + new.len() as u64).min(offset + len);
             new[(from - start) as usize..(to - start) as usize]
                 .copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
-            self.blocks.insert(block, new.into());
+            self.blocks.insert((self.own, block), new.into());
         }
         Ok(())
     }
@@ -188,10 +226,23 @@ impl Cache {
     /// answered.
     fn take(&self, touched: &Range<u64>) -> Vec<(u64, Arc<[u8]>)> {
         if touched.end - touched.start > self.blocks.len() as u64 {
-            self.blocks.retain(|block, _| !touched.contains(block));
+            self.blocks.retain(|(own, block), _| *own != self.own || !touched.contains(block));
             return Vec::new();
         }
-        touched.clone().filter_map(|block| self.blocks.remove(&block)).collect()
+        touched
+            .clone()
+            .filter_map(|block| {
+                self.blocks.remove(&(self.own, block)).map(|((_, block), bytes)| (block, bytes))
+            })
+            .collect()
+    }
+}
+
+impl Drop for Cache {
+    /// What nobody can ask for any more makes room for others in the pool.
+    fn drop(&mut self) {
+        let own = self.own;
+        self.blocks.retain(|(of, _), _| *of != own);
     }
 }
 
@@ -215,7 +266,7 @@ impl BlockDevice for Cache {
         self.geometry.check(offset_bytes, buf.len() as u64)?;
         let mut left = self.touched(offset_bytes, buf.len() as u64);
         while !left.is_empty() {
-            if let Some(bytes) = self.blocks.get(&left.start) {
+            if let Some(bytes) = self.blocks.get(&(self.own, left.start)) {
                 self.hits.fetch_add(1, Ordering::Relaxed);
                 self.copy(left.start, &bytes, offset_bytes, buf);
                 left.start += 1;
@@ -231,7 +282,7 @@ impl BlockDevice for Cache {
         self.geometry.check(offset_bytes, buf.len() as u64)?;
         let touched = self.touched(offset_bytes, buf.len() as u64);
         for block in touched.clone() {
-            let Some(bytes) = self.blocks.get(&block) else {
+            let Some(bytes) = self.blocks.get(&(self.own, block)) else {
                 return self.inner.try_read_at(offset_bytes, buf);
             };
             self.copy(block, &bytes, offset_bytes, buf);

@@ -11,7 +11,7 @@ mod readonly;
 mod stripes;
 mod verify;
 
-pub use cache::{Cache, CacheCounts};
+pub use cache::{Cache, CacheCounts, CachePool};
 pub use compare::Compare;
 pub use delay::Delay;
 pub use fault::{Fault, Operation, Rule};

@@ -15,6 +15,7 @@ fn the_corpus_of_every_store_target_keeps_its_promises() {
     replay::replay(&corpus, TARGETS);
     replay::replay(&corpus, &nbd_targets());
     replay::replay(&corpus, &iscsi_targets());
+    replay::replay(&corpus, &guest_targets());
     // The chore knows the targets by these folders.
     let found: BTreeSet<String> = std::fs::read_dir(corpus)
         .unwrap()
@@ -22,7 +23,7 @@ fn the_corpus_of_every_store_target_keeps_its_promises() {
         .collect();
     let all = backstay_format::fuzz::TARGETS.iter().chain(TARGETS);
     let mut known: BTreeSet<String> = all.map(|target| target.name.to_owned()).collect();
-    let doors = nbd_targets().into_iter().chain(iscsi_targets());
+    let doors = nbd_targets().into_iter().chain(iscsi_targets()).chain(guest_targets());
     known.extend(doors.map(|target| target.name.to_owned()));
     assert_eq!(found, known, "folders of the corpus, and targets");
 }
@@ -45,6 +46,19 @@ fn iscsi_targets() -> Vec<Target> {
     let targets = backstay_iscsi::fuzz::TARGETS.iter();
     targets
         .map(|&backstay_iscsi::fuzz::Target { name, run, seeds, memory }| Target {
+            name,
+            run,
+            seeds,
+            memory,
+        })
+        .collect()
+}
+
+/// Those of the readers of guests' disks.
+fn guest_targets() -> Vec<Target> {
+    let targets = backstay_guestfs::fuzz::TARGETS.iter();
+    targets
+        .map(|&backstay_guestfs::fuzz::Target { name, run, seeds, memory }| Target {
             name,
             run,
             seeds,

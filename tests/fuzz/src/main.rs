@@ -29,6 +29,12 @@ fn iscsi(target: &backstay_iscsi::fuzz::Target) -> Target {
     Target { name, run, seeds, memory }
 }
 
+/// Nor do the readers of guests' disks.
+fn guest(target: &backstay_guestfs::fuzz::Target) -> Target {
+    let &backstay_guestfs::fuzz::Target { name, run, seeds, memory } = target;
+    Target { name, run, seeds, memory }
+}
+
 fn target() -> &'static Target {
     static TARGET: OnceLock<Target> = OnceLock::new();
     TARGET.get_or_init(|| {
@@ -38,7 +44,8 @@ fn target() -> &'static Target {
         let mut all = stores
             .copied()
             .chain(backstay_nbd::fuzz::TARGETS.iter().map(nbd))
-            .chain(backstay_iscsi::fuzz::TARGETS.iter().map(iscsi));
+            .chain(backstay_iscsi::fuzz::TARGETS.iter().map(iscsi))
+            .chain(backstay_guestfs::fuzz::TARGETS.iter().map(guest));
         all.find(|target| target.name == name)
             .unwrap_or_else(|| panic!("{VARIABLE} names no target: '{name}'"))
     })

@@ -87,6 +87,9 @@ pub struct MountRequest {
     pub disks: Vec<String>,
     /// Served as an iSCSI target, so; `None` for NBD.
     pub iscsi: Option<IscsiRequest>,
+    /// Shown as files, so: all disks of the point, read-only. Not together with `iscsi`.
+    #[serde(default)]
+    pub files: Option<FilesRequest>,
     /// Whether they may be written to; the writes go to an overlay for each disk.
     pub writable: bool,
     /// Bytes each overlay may take.
@@ -109,12 +112,49 @@ pub struct MountRequest {
     pub reason: String,
 }
 
+/// Where and how a point is shown as files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilesRequest {
+    /// An existing directory, as an absolute path.
+    pub directory: String,
+    /// Other users may look into it, too; the modes of the files are then enforced.
+    pub allow_other: bool,
+    /// Whose the guest's files are shown as.
+    pub owners: FilesOwners,
+}
+
+/// Whose a guest's files are shown as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FilesOwners {
+    /// The guest's numbers.
+    Guest,
+    /// All of one user and group.
+    As {
+        /// User.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+    /// The guest's numbers, some of them changed: `(from, to, count)`.
+    Map {
+        /// Users.
+        users: Vec<(u32, u32, u32)>,
+        /// Groups.
+        groups: Vec<(u32, u32, u32)>,
+    },
+}
+
 /// How disks are served as an iSCSI target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IscsiRequest {
     /// Whether initiators must prove who they are, by a secret that the daemon makes.
     pub chap: ChapRequest,
+    /// Secrets of 16 letters, which is all that Windows takes.
+    #[serde(default)]
+    pub short_secrets: bool,
 }
 
 /// Who proves what to whom (CHAP).
@@ -274,7 +314,7 @@ pub enum MountState {
 pub struct MountView {
     /// Its name, which is the export's name, too.
     pub id: String,
-    /// How it is presented: `nbd` or `iscsi`.
+    /// How it is presented: `nbd`, `iscsi` or `files`.
     pub kind: String,
     /// Its state.
     pub state: MountState,
@@ -300,6 +340,9 @@ pub struct MountView {
     /// What only an iSCSI target has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iscsi: Option<IscsiView>,
+    /// Where it is in this host's file tree, for files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
     /// Who made it.
     pub owner: String,
     /// What for.

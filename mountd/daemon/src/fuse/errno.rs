@@ -28,6 +28,14 @@ pub(super) enum Refusal {
     NoSuchOffset,
     /// The data or the listing cannot be read.
     Unreadable,
+    /// There is no such extended attribute.
+    NoAttribute,
+    /// The caller's room for an extended attribute is too small.
+    TooSmall,
+    /// What is there is encrypted, or in a form nobody reads here.
+    Unsupported,
+    /// Links that lead round, a name that is too long: more than is taken.
+    TooMuch,
 }
 
 impl From<Refusal> for Errno {
@@ -43,6 +51,10 @@ impl From<Refusal> for Errno {
             Refusal::BadHandle => Errno::EBADF,
             Refusal::NoSuchOffset => Errno::ENXIO,
             Refusal::Unreadable => Errno::EIO,
+            Refusal::NoAttribute => Errno::ENODATA,
+            Refusal::TooSmall => Errno::ERANGE,
+            Refusal::Unsupported => Errno::EOPNOTSUPP,
+            Refusal::TooMuch => Errno::EIO,
         }
     }
 }
@@ -52,6 +64,24 @@ impl From<Refusal> for Errno {
 impl From<backstay_blockdev::Error> for Refusal {
     fn from(_: backstay_blockdev::Error) -> Self {
         Refusal::Unreadable
+    }
+}
+
+/// Damage inside a guest's file system is `EIO` as well, and is logged here: the reader behind the mount sees no more than that.
+impl From<backstay_guestfs::Error> for Refusal {
+    fn from(error: backstay_guestfs::Error) -> Self {
+        use backstay_guestfs::ErrorKind as Guest;
+        match error.kind() {
+            Guest::NotFound => Refusal::NoEntry,
+            Guest::NotADirectory => Refusal::NotDirectory,
+            Guest::IsADirectory => Refusal::IsDirectory,
+            Guest::Invalid => Refusal::Invalid,
+            Guest::Unsupported | Guest::Encrypted => Refusal::Unsupported,
+            kind => {
+                tracing::error!(%error, "cannot read a guest's file system");
+                if kind == Guest::Limit { Refusal::TooMuch } else { Refusal::Unreadable }
+            }
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use backstay_blockdev::{BlockDevice, ExtentKind};
+use backstay_blockdev::ExtentKind;
+use crossbeam_channel::{RecvTimeoutError, Sender};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData,
@@ -18,8 +19,10 @@ use fuser::{
 };
 
 use super::errno::Refusal;
-use super::listing::{Listing, OpenDir, OpenFile, seek};
+use super::inside::{self, GuestNode, Inside, is_guest};
+use super::listing::{Handle, Listing, seek};
 use super::pool::Pool;
+use super::reading::list;
 use super::tree::{Node, Point, View};
 
 /// What the kernel may read ahead of a sequential reader.
@@ -30,7 +33,7 @@ const READ_MAX: u32 = 16 << 20;
 /// Reads the kernel may have in flight for its own account (readahead, asynchronous direct reads).
 const BACKGROUND_MAX: u16 = 64;
 /// How long the kernel may believe what never changes: below a point everything.
-const FOREVER: Duration = Duration::from_secs(3600);
+pub(super) const FOREVER: Duration = Duration::from_secs(3600);
 /// The unit of `st_blocks`, whatever `st_blksize` says.
 const STAT_BLOCK_BYTES: u64 = 512;
 /// `st_blksize`: what programs should read at once; one default chunk.
@@ -45,13 +48,40 @@ const NAME_BYTES_MAX: u32 = 604;
 #[derive(Debug)]
 pub(super) struct MountFs {
     shared: Arc<Shared>,
-    pool: Pool,
+    pub(super) pool: Pool,
+    _resting: Resting,
+}
+
+/// How often it is looked whether a reader is still wanted.
+const REST_PERIOD: Duration = Duration::from_secs(15);
+
+/// A thread that ends readers nobody asks, until this is dropped.
+#[derive(Debug)]
+struct Resting {
+    _end: Sender<()>,
+}
+
+impl Resting {
+    fn start(shared: &Arc<Shared>) -> std::io::Result<Self> {
+        let (end, ended) = crossbeam_channel::bounded(0);
+        let shared = Arc::downgrade(shared);
+        std::thread::Builder::new().name("mount-rest".into()).spawn(move || {
+            while ended.recv_timeout(REST_PERIOD) == Err(RecvTimeoutError::Timeout) {
+                let Some(shared) = shared.upgrade() else { return };
+                if let Some(inside) = &shared.inside {
+                    inside.rest();
+                }
+            }
+        })?;
+        Ok(Self { _end: end })
+    }
 }
 
 /// What the requests in the pool need too.
 #[derive(Debug)]
-struct Shared {
-    listing: Listing,
+pub(super) struct Shared {
+    pub(super) listing: Listing,
+    pub(super) inside: Option<Inside>,
     uid: u32,
     gid: u32,
     mounted: SystemTime,
@@ -62,7 +92,7 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-fn with_buffer<R>(len: usize, work: impl FnOnce(&mut [u8]) -> R) -> R {
+pub(super) fn with_buffer<R>(len: usize, work: impl FnOnce(&mut [u8]) -> R) -> R {
     BUFFER.with_borrow_mut(|buffer| {
         if buffer.len() < len {
             buffer.resize(len, 0);
@@ -72,14 +102,21 @@ fn with_buffer<R>(len: usize, work: impl FnOnce(&mut [u8]) -> R) -> R {
 }
 
 impl MountFs {
-    pub(super) fn new(listing: Listing, workers: usize) -> std::io::Result<Self> {
+    pub(super) fn new(
+        listing: Listing,
+        inside: Option<Inside>,
+        workers: usize,
+    ) -> std::io::Result<Self> {
         let shared = Shared {
             listing,
+            inside,
             uid: rustix::process::getuid().as_raw(),
             gid: rustix::process::getgid().as_raw(),
             mounted: SystemTime::now(),
         };
-        Ok(Self { shared: Arc::new(shared), pool: Pool::start(workers)? })
+        let shared = Arc::new(shared);
+        let resting = Resting::start(&shared)?;
+        Ok(Self { shared, pool: Pool::start(workers)?, _resting: resting })
     }
 
     /// Runs `work` in the pool.
@@ -87,9 +124,66 @@ impl MountFs {
         let shared = Arc::clone(&self.shared);
         self.pool.submit(move || work(&shared));
     }
+
+    /// Whether it is at hand that a node of a guest has no extended attributes: `ls -l` asks twice for each file.
+    fn lacks_xattrs_now(&self, ino: INodeNo) -> bool {
+        self.shared.guest(ino).is_ok_and(|(inside, node, _)| inside.lacks_xattrs_now(node))
+    }
+
+    /// Runs `work` on a guest's node in the pool.
+    fn in_guest<R: Refuse>(
+        &self,
+        ino: INodeNo,
+        reply: R,
+        work: impl FnOnce(&Shared, &Inside, GuestNode, &Point, R) + Send + 'static,
+    ) {
+        self.later(move |shared| match shared.guest(ino) {
+            Ok((inside, node, point)) => work(shared, inside, node, &point, reply),
+            Err(why) => reply.refuse(why),
+        });
+    }
 }
 
+/// A reply that can say no.
+trait Refuse: Send + 'static {
+    fn refuse(self, why: Refusal);
+}
+
+macro_rules! refuses {
+    ($($reply:ty),*) => {
+        $(impl Refuse for $reply {
+            fn refuse(self, why: Refusal) {
+                self.error(why.into());
+            }
+        })*
+    };
+}
+
+refuses!(ReplyEntry, ReplyAttr, ReplyData, ReplyOpen, ReplyXattr);
+
 impl Shared {
+    /// A guest's node by its number, and the point it is of.
+    fn guest(&self, ino: INodeNo) -> Result<(&Inside, GuestNode, Arc<Point>), Refusal> {
+        let inside = self.inside.as_ref().ok_or(Refusal::Stale)?;
+        let node = inside.node(ino.0).ok_or(Refusal::Stale)?;
+        let view = self.listing.view();
+        let point = view.point(node.slot).ok_or(Refusal::Stale)?;
+        Ok((inside, node, Arc::clone(point)))
+    }
+
+    /// The text about a point's volumes. Blocks.
+    fn about(&self, point: &Point) -> Result<Arc<str>, Refusal> {
+        let inside = self.inside.as_ref().ok_or(Refusal::Stale)?;
+        Ok(inside.tree(point)?.text()?)
+    }
+
+    /// The attributes of that text. Blocks.
+    fn about_attr(&self, node: &Node, point: &Point) -> Result<FileAttr, Refusal> {
+        let size = self.about(point)?.len() as u64;
+        let attr = self.attr(node).ok_or(Refusal::Stale)?;
+        Ok(FileAttr { size, blocks: size.div_ceil(STAT_BLOCK_BYTES), ..attr })
+    }
+
     /// The node of a number, in a tree read again if the node's children may have changed. Blocks.
     fn fresh_node(&self, ino: INodeNo) -> Result<(Arc<View>, Node), Refusal> {
         let view = self.listing.fresh_view()?;
@@ -116,7 +210,10 @@ impl Shared {
         let (kind, perm, size, blocks, mtime) = match node {
             Node::Root => (FileType::Directory, 0o555, 0, 0, self.mounted),
             Node::Machine(m) => (FileType::Directory, 0o555, 0, 0, newest(m)),
-            Node::Point(p) | Node::Disks(p) => (FileType::Directory, 0o555, 0, 0, time(p)),
+            Node::Point(p) | Node::Disks(p) | Node::Files(p) => {
+                (FileType::Directory, 0o555, 0, 0, time(p))
+            }
+            Node::About(p) => (FileType::RegularFile, 0o444, 0, 0, time(p)),
             Node::Latest(m) => {
                 let len = m.latest().map_or(0, |p| p.dir_name.len() as u64);
                 (FileType::Symlink, 0o777, len, 0, newest(m))
@@ -148,20 +245,22 @@ impl Shared {
     }
 
     /// A node's attributes, counted if need be. Blocks.
-    fn counted_attr(&self, node: &Node) -> Result<FileAttr, Refusal> {
-        if let Node::Disk(point, index) = node {
-            self.listing.count_data(point, *index)?;
+    pub(super) fn counted_attr(&self, node: &Node) -> Result<FileAttr, Refusal> {
+        match node {
+            Node::Disk(point, index) => self.listing.count_data(point, *index)?,
+            Node::About(point) => return self.about_attr(node, point),
+            _ => {}
         }
         self.attr(node).ok_or(Refusal::Stale)
     }
 
     /// How long the kernel may believe that a name leads to a node, and the node's attributes.
-    fn ttls(&self, node: &Node) -> (Duration, Duration) {
+    pub(super) fn ttls(&self, node: &Node) -> (Duration, Duration) {
         let short = self.listing.refresh_period();
         match node {
             Node::Root | Node::Machine(_) | Node::Latest(_) => (short, short),
             Node::Point(_) => (short, FOREVER),
-            Node::Disks(_) | Node::Disk(..) => (FOREVER, FOREVER),
+            Node::Disks(_) | Node::Disk(..) | Node::Files(_) | Node::About(_) => (FOREVER, FOREVER),
         }
     }
 
@@ -195,34 +294,8 @@ impl Shared {
 fn is_counted(node: &Node) -> bool {
     match node {
         Node::Disk(p, i) => p.disks.get(*i).is_some_and(|d| d.data_bytes.get().is_some()),
+        Node::About(_) => false,
         _ => true,
-    }
-}
-
-fn read_blocking(file: &OpenFile, offset: u64, len: usize, reply: ReplyData) {
-    with_buffer(len, |buffer| match file.disk.read_at(offset, buffer) {
-        Ok(()) => reply.data(buffer),
-        Err(e) => reply.error(Refusal::from(e).into()),
-    });
-}
-
-/// Entries from `offset` on: `.`, `..` and the children; `add` says whether the reply is full.
-fn each_entry(dir: &OpenDir, offset: u64, mut add: impl FnMut(u64, &str, Option<&Node>) -> bool) {
-    let Ok(mut at) = usize::try_from(offset) else { return };
-    loop {
-        let next = at as u64 + 1;
-        let full = match at {
-            0 => add(next, ".", None),
-            1 => add(next, "..", None),
-            _ => match dir.view.nth_child(&dir.node, at - 2) {
-                Some((name, node)) => add(next, name, Some(&node)),
-                None => return,
-            },
-        };
-        if full {
-            return;
-        }
-        at += 1;
     }
 }
 
@@ -238,7 +311,9 @@ impl Filesystem for MountFs {
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_MAX_PAGES,
-            InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO,
+            // Always, not by the kernel's guess: who reads a whole directory before it looks at the entries (`find`) would
+            // ask for each of them, and their metadata is at hand when they are listed.
+            InitFlags::FUSE_DO_READDIRPLUS,
         ] {
             // An older kernel lacks some; it is slower then, no more.
             let _ = config.add_capabilities(wanted);
@@ -247,9 +322,22 @@ impl Filesystem for MountFs {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if is_guest(parent.0) {
+            let name = name.to_owned();
+            return self.in_guest(parent, reply, move |_, inside, node, point, reply| {
+                inside.reply_found(inside.child(node, point, &name), reply);
+            });
+        }
         // All our names are UTF-8.
         let Some(name) = name.to_str() else { return reply.error(Errno::ENOENT) };
         if let Some((view, node)) = self.shared.node_now(parent) {
+            if let Node::Files(point) = node {
+                let name = OsStr::new(name).to_owned();
+                return self.later(move |shared| match &shared.inside {
+                    Some(inside) => inside.reply_found(inside.directory(&point, &name), reply),
+                    None => reply.error(Refusal::Stale.into()),
+                });
+            }
             match view.child(&node, name) {
                 None => return reply.error(Refusal::NoEntry.into()),
                 Some(child) if is_counted(&child) => return self.shared.reply_entry(&child, reply),
@@ -264,6 +352,16 @@ impl Filesystem for MountFs {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        if is_guest(ino.0) {
+            if let Ok((inside, node, _)) = self.shared.guest(ino)
+                && let Some(stat) = inside.stat_now(node)
+            {
+                return inside.reply_stat(node, Ok(stat), reply);
+            }
+            return self.in_guest(ino, reply, |_, inside, node, point, reply| {
+                inside.reply_stat(node, inside.stat(node, point), reply);
+            });
+        }
         // Attributes of what is known are answered even if the list is old.
         let Some(node) = self.shared.listing.view().node(ino.0) else {
             return reply.error(Refusal::Stale.into());
@@ -275,6 +373,11 @@ impl Filesystem for MountFs {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        if is_guest(ino.0) {
+            return self.in_guest(ino, reply, |_, inside, node, point, reply| {
+                inside.reply_link(node, point, reply);
+            });
+        }
         fn answer(node: &Node, reply: ReplyData) {
             match node {
                 Node::Latest(m) => match m.latest() {
@@ -297,7 +400,21 @@ impl Filesystem for MountFs {
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Refusal::ReadOnly.into());
         }
+        if is_guest(ino.0) {
+            return self.in_guest(ino, reply, |shared, inside, node, point, reply| {
+                let open = inside.open(node, point, false);
+                let opened = open.and_then(|open| shared.listing.insert(open));
+                inside::reply_opened(opened.map(|handle| (handle, false)), reply);
+            });
+        }
         let (point, index) = match self.shared.listing.view().node(ino.0) {
+            Some(Node::About(point)) => {
+                return self.later(move |shared| {
+                    let text = shared.about(&point);
+                    let opened = text.and_then(|text| shared.listing.insert(Handle::Text(text)));
+                    inside::reply_opened(opened.map(|handle| (handle, false)), reply);
+                });
+            }
             Some(Node::Disk(point, index)) => (point, index),
             Some(_) => return reply.error(Refusal::IsDirectory.into()),
             None => return reply.error(Refusal::Stale.into()),
@@ -324,32 +441,19 @@ impl Filesystem for MountFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let file = match self.shared.listing.file(handle.0) {
-            Ok(file) => file,
-            Err(why) => return reply.error(why.into()),
-        };
         if size > READ_MAX {
             return reply.error(Refusal::Invalid.into());
         }
-        // The kernel expects less than it asked for at the end of the file, and only there.
-        let len = u64::from(size).min(file.size_bytes.saturating_sub(offset)) as usize;
-        if len == 0 {
-            return reply.data(&[]);
-        }
-        let unanswered = with_buffer(len, |buffer| match file.disk.try_read_at(offset, buffer) {
-            Ok(true) => {
-                reply.data(buffer);
-                None
+        match self.shared.listing.handle(handle.0) {
+            Ok(Handle::File(file)) => self.read_disk(file, offset, size, reply),
+            Ok(Handle::GuestFile(file)) => self.read_guest(file, offset, size, reply),
+            Ok(Handle::Text(text)) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+                let to = from.saturating_add(size as usize).min(text.len());
+                reply.data(&text.as_bytes()[from..to]);
             }
-            Ok(false) => Some(reply),
-            Err(e) => {
-                reply.error(Refusal::from(e).into());
-                None
-            }
-        });
-        file.note_read(offset, len as u64);
-        if let Some(reply) = unanswered {
-            self.pool.submit(move || read_blocking(&file, offset, len, reply));
+            Ok(_) => reply.error(Refusal::BadHandle.into()),
+            Err(why) => reply.error(why.into()),
         }
     }
 
@@ -367,14 +471,19 @@ impl Filesystem for MountFs {
             libc::SEEK_HOLE => ExtentKind::Hole,
             _ => return reply.error(Refusal::Invalid.into()),
         };
-        let file = match self.shared.listing.file(handle.0) {
-            Ok(file) => file,
-            Err(why) => return reply.error(why.into()),
-        };
+        let handle = self.shared.listing.handle(handle.0);
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Refusal::NoSuchOffset.into());
         };
-        self.pool.submit(move || match seek(&*file.disk, offset, wanted) {
+        let found = move || match handle? {
+            Handle::File(file) => seek(&*file.disk, offset, wanted),
+            Handle::GuestFile(file) => {
+                let found = file.content.seek(offset, wanted == ExtentKind::Hole)?;
+                found.ok_or(Refusal::NoSuchOffset)
+            }
+            _ => Err(Refusal::Invalid),
+        };
+        self.pool.submit(move || match found() {
             // Disks are at most 2^60 bytes (format `DISK_SIZE_MAX`).
             Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
             Err(why) => reply.error(why.into()),
@@ -404,8 +513,15 @@ impl Filesystem for MountFs {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if is_guest(ino.0) {
+            return self.in_guest(ino, reply, |shared, inside, node, point, reply| {
+                let open = inside.open(node, point, true);
+                let opened = open.and_then(|open| shared.listing.insert(open));
+                inside::reply_opened(opened.map(|handle| (handle, true)), reply);
+            });
+        }
         fn answer(shared: &Shared, view: Arc<View>, node: Node, reply: ReplyOpen) {
-            if matches!(node, Node::Latest(_) | Node::Disk(..)) {
+            if matches!(node, Node::Latest(_) | Node::Disk(..) | Node::About(_)) {
                 return reply.error(Refusal::NotDirectory.into());
             }
             match shared.listing.open_dir(view, node) {
@@ -428,26 +544,20 @@ impl Filesystem for MountFs {
         ino: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        let dir = match self.shared.listing.dir(handle.0) {
-            Ok(dir) => dir,
-            Err(why) => return reply.error(why.into()),
-        };
-        let parent = INodeNo(dir.view.parent_ino(&dir.node));
-        each_entry(&dir, offset, |next, name, node| match node {
-            None if name == "." => reply.add(ino, next, FileType::Directory, name),
-            None => reply.add(parent, next, FileType::Directory, name),
-            Some(node) => {
-                let kind = match node {
-                    Node::Latest(_) => FileType::Symlink,
-                    Node::Disk(..) => FileType::RegularFile,
-                    _ => FileType::Directory,
-                };
-                reply.add(INodeNo(node.ino()), next, kind, name)
+        match self.shared.listing.handle(handle.0) {
+            Ok(Handle::Dir(dir)) if matches!(dir.node, Node::Files(_)) => {
+                self.later(move |shared| shared.list_files(&dir, ino, offset, reply));
             }
-        });
-        reply.ok();
+            Ok(Handle::Dir(dir)) => list(&dir, ino, offset, reply),
+            Ok(Handle::GuestDir(dir)) => self.later(move |shared| match &shared.inside {
+                Some(inside) => dir.reply(inside, dir.piece(offset), offset, reply),
+                None => reply.error(Refusal::Stale.into()),
+            }),
+            Ok(_) => reply.error(Refusal::NotDirectory.into()),
+            Err(why) => reply.error(why.into()),
+        }
     }
 
     fn readdirplus(
@@ -456,37 +566,27 @@ impl Filesystem for MountFs {
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let dir = match self.shared.listing.dir(handle.0) {
-            Ok(dir) => dir,
-            Err(why) => return reply.error(why.into()),
-        };
-        self.later(move |shared| {
-            let mut failed = None;
-            let parent = dir.view.node(dir.view.parent_ino(&dir.node)).unwrap_or(Node::Root);
-            each_entry(&dir, offset, |next, name, node| {
-                let node = match node {
-                    Some(node) => node,
-                    None if name == "." => &dir.node,
-                    None => &parent,
-                };
-                match shared.counted_attr(node) {
-                    Ok(attr) => {
-                        let ttl = shared.ttls(node).0;
-                        reply.add(INodeNo(node.ino()), next, name, &ttl, &attr, Generation(0))
-                    }
-                    Err(why) => {
-                        failed = Some(why);
-                        true
-                    }
-                }
-            });
-            match failed {
-                Some(why) => reply.error(why.into()),
-                None => reply.ok(),
+        match self.shared.listing.handle(handle.0) {
+            Ok(Handle::Dir(dir)) if matches!(dir.node, Node::Files(_)) => {
+                self.later(move |shared| shared.list_files_plus(&dir, offset, reply));
             }
-        });
+            Ok(Handle::Dir(dir)) => self.later(move |shared| shared.list_plus(&dir, offset, reply)),
+            Ok(Handle::GuestDir(dir)) => {
+                // What was fetched for the kernel's last question mostly answers this one.
+                if let (Some(inside), Some(entries)) = (&self.shared.inside, dir.piece_now(offset))
+                {
+                    return dir.reply_plus(inside, Ok(entries), offset, reply);
+                }
+                self.later(move |shared| match &shared.inside {
+                    Some(inside) => dir.reply_plus(inside, dir.piece(offset), offset, reply),
+                    None => reply.error(Refusal::Stale.into()),
+                });
+            }
+            Ok(_) => reply.error(Refusal::NotDirectory.into()),
+            Err(why) => reply.error(why.into()),
+        }
     }
 
     fn releasedir(
@@ -508,13 +608,30 @@ impl Filesystem for MountFs {
         reply.statfs(blocks, 0, 0, view.inodes(), 0, block, NAME_BYTES_MAX, block);
     }
 
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        // The kernel remembers this answer and asks no more.
-        reply.error(Errno::ENOSYS);
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if self.shared.inside.is_none() {
+            // The kernel remembers this answer and asks no more.
+            return reply.error(Errno::ENOSYS);
+        }
+        if !is_guest(ino.0) || self.lacks_xattrs_now(ino) {
+            return reply.error(Refusal::NoAttribute.into());
+        }
+        let name = name.to_owned();
+        self.in_guest(ino, reply, move |_, inside, node, point, reply| {
+            inside.reply_xattr(node, point, Some(&name), size, reply);
+        });
     }
 
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if self.shared.inside.is_none() {
+            return reply.error(Errno::ENOSYS);
+        }
+        if !is_guest(ino.0) || self.lacks_xattrs_now(ino) {
+            return if size == 0 { reply.size(0) } else { reply.data(&[]) };
+        }
+        self.in_guest(ino, reply, move |_, inside, node, point, reply| {
+            inside.reply_xattr(node, point, None, size, reply);
+        });
     }
 
     fn ioctl(

@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use backstay_blockdev::{BlockDevice, ExtentKind, Readahead};
-use backstay_store::Repository;
+use backstay_store::{PointId, Repository};
 use parking_lot::{Mutex, RwLock};
 
 use super::errno::Refusal;
+use super::inside::{GuestDir, GuestFile};
 use super::tree::{Builder, Node, Point, View};
 use crate::PointDisk;
 use crate::point_disk::chain;
@@ -26,6 +28,17 @@ const REFRESH_SHARE: u32 = 10;
 const COUNT_PATIENCE: Duration = Duration::from_millis(200);
 /// Extents asked for at once while counting or seeking.
 pub(super) const EXTENTS_AT_ONCE: usize = 1024;
+
+/// What a mount shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Only {
+    /// All machines and points.
+    All,
+    /// The points of this machine.
+    Machine(String),
+    /// One point, as the mount's root.
+    Point(PointId),
+}
 
 /// An open file.
 #[derive(Debug)]
@@ -52,10 +65,14 @@ pub(super) struct OpenDir {
     pub(super) node: Node,
 }
 
+/// What somebody has open.
 #[derive(Debug, Clone)]
-enum Handle {
+pub(super) enum Handle {
     File(Arc<OpenFile>),
     Dir(Arc<OpenDir>),
+    GuestFile(Arc<GuestFile>),
+    GuestDir(Arc<GuestDir>),
+    Text(Arc<str>),
 }
 
 #[derive(Debug, Default)]
@@ -76,31 +93,35 @@ struct Current {
 #[derive(Debug)]
 pub(super) struct Listing {
     repository: Repository,
-    only_machine: Option<String>,
+    only: Only,
     refresh: Duration,
     current: RwLock<Current>,
     builder: Mutex<Builder>,
     handles: RwLock<Handles>,
+    /// How many handles there are, for those who only ask that.
+    used: Arc<AtomicUsize>,
 }
 
 impl Listing {
     /// Reads the list of points for the first time.
     pub(super) fn read(
         repository: Repository,
-        only_machine: Option<String>,
+        only: Only,
         refresh: Duration,
+        with_files: bool,
     ) -> Result<Self, backstay_store::Error> {
         let listing = Listing {
+            builder: Mutex::new(Builder::new(with_files, matches!(only, Only::Point(_)))),
             repository,
-            only_machine,
+            only,
             refresh,
             current: RwLock::new(Current {
                 view: Arc::new(View::default()),
                 read_at: Instant::now(),
                 took: Duration::ZERO,
             }),
-            builder: Mutex::new(Builder::default()),
             handles: RwLock::new(Handles::default()),
+            used: Arc::default(),
         };
         listing.reread(&mut listing.builder.lock())?;
         Ok(listing)
@@ -146,8 +167,10 @@ impl Listing {
         let read_at = Instant::now();
         let list = self.repository.points()?;
         let mut points = list.points;
-        if let Some(machine) = &self.only_machine {
-            points.retain(|p| p.machine == *machine);
+        match &self.only {
+            Only::All => {}
+            Only::Machine(machine) => points.retain(|p| p.machine == *machine),
+            Only::Point(id) => points.retain(|p| p.id == *id),
         }
         let old = self.view();
         let updated = builder.update(&old, points);
@@ -211,7 +234,7 @@ impl Listing {
         self.insert(Handle::Dir(Arc::new(OpenDir { view, node })))
     }
 
-    fn insert(&self, handle: Handle) -> Result<u64, Refusal> {
+    pub(super) fn insert(&self, handle: Handle) -> Result<u64, Refusal> {
         let mut handles = self.handles.write();
         if handles.open.len() >= HANDLES_MAX {
             return Err(Refusal::TooManyOpen);
@@ -219,26 +242,26 @@ impl Listing {
         handles.next += 1;
         let number = handles.next;
         handles.open.insert(number, handle);
+        self.used.store(handles.open.len(), Ordering::Relaxed);
         Ok(number)
     }
 
-    pub(super) fn file(&self, handle: u64) -> Result<Arc<OpenFile>, Refusal> {
-        match self.handles.read().open.get(&handle) {
-            Some(Handle::File(file)) => Ok(Arc::clone(file)),
-            _ => Err(Refusal::BadHandle),
-        }
+    /// How many handles there are, also later.
+    pub(super) fn used(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.used)
     }
 
-    pub(super) fn dir(&self, handle: u64) -> Result<Arc<OpenDir>, Refusal> {
-        match self.handles.read().open.get(&handle) {
-            Some(Handle::Dir(dir)) => Ok(Arc::clone(dir)),
-            _ => Err(Refusal::BadHandle),
-        }
+    pub(super) fn handle(&self, handle: u64) -> Result<Handle, Refusal> {
+        self.handles.read().open.get(&handle).cloned().ok_or(Refusal::BadHandle)
     }
 
     pub(super) fn close(&self, handle: u64) {
+        let mut handles = self.handles.write();
+        let closed = handles.open.remove(&handle);
+        self.used.store(handles.open.len(), Ordering::Relaxed);
+        drop(handles);
         // Dropped after the lock is given back.
-        let _closed = self.handles.write().open.remove(&handle);
+        drop(closed);
     }
 }
 

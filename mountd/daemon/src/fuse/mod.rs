@@ -8,26 +8,33 @@ mod attach;
 mod errno;
 mod fs;
 mod guardian;
+mod inside;
 mod listing;
 mod names;
 mod pool;
+mod reading;
 mod table;
 mod tree;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use backstay_guestfs::apart::ReaderCommand;
 use backstay_store::Repository;
 use parking_lot::{Condvar, Mutex};
 
 pub use guardian::{GuardianCommand, guardian_main};
+pub use inside::{IdRange, Owners};
+pub use listing::Only;
 pub use table::{MountIdentity, ParseIdentityError, Unmount};
 
 use crate::{Error, ErrorKind};
 use fs::MountFs;
 use guardian::Guardian;
+use inside::Inside;
 use listing::Listing;
 
 /// How long the serving thread may take to notice that its mount is gone.
@@ -48,8 +55,12 @@ pub struct ImageMountOptions {
     pub allow_other: bool,
     /// How old the list of machines and points may be when somebody looks.
     pub point_refresh: Duration,
-    /// Show only this machine.
-    pub machine: Option<String>,
+    /// What is shown.
+    pub only: Only,
+    /// How to start readers of guests' file systems. Without one, points have no `files`.
+    pub reader: Option<ReaderCommand>,
+    /// Whose guests' files are shown as.
+    pub owners: Owners,
     /// How to start the process that takes the mount away if this one is killed. Without one, a
     /// dead mount stays until the next mount at the same place replaces it.
     pub guardian: Option<GuardianCommand>,
@@ -63,7 +74,9 @@ impl ImageMountOptions {
             mountpoint: mountpoint.into(),
             allow_other: false,
             point_refresh: Duration::from_secs(2),
-            machine: None,
+            only: Only::All,
+            reader: None,
+            owners: Owners::default(),
             guardian: None,
         }
     }
@@ -77,6 +90,7 @@ pub struct ImageMount {
     path: PathBuf,
     identity: MountIdentity,
     ended: Arc<Ended>,
+    used: Arc<AtomicUsize>,
     rest: Mutex<Rest>,
 }
 
@@ -134,10 +148,14 @@ impl ImageMount {
     /// mounted after an error.
     pub fn start(repository: Repository, options: ImageMountOptions) -> Result<Self, Error> {
         let path = attach::prepare_mountpoint(&options.mountpoint)?;
-        let listing = Listing::read(repository, options.machine, options.point_refresh)
+        let inside =
+            options.reader.map(|reader| Inside::new(repository.clone(), reader, options.owners));
+        let refresh = options.point_refresh;
+        let listing = Listing::read(repository, options.only, refresh, inside.is_some())
             .map_err(|e| Error::repository("cannot list the recovery points", e))?;
+        let used = listing.used();
         let workers = std::thread::available_parallelism().map_or(WORKERS_MIN, |n| n.get() * 2);
-        let fs = MountFs::new(listing, workers.clamp(WORKERS_MIN, WORKERS_MAX))
+        let fs = MountFs::new(listing, inside, workers.clamp(WORKERS_MIN, WORKERS_MAX))
             .map_err(|e| Error::os("cannot start the mount's threads", e))?;
         let device = attach::attach(&path, options.allow_other)?;
         let identity = table::mounted_at(&path).and_then(|mounted| match mounted {
@@ -152,6 +170,7 @@ impl ImageMount {
             path,
             identity,
             ended: Arc::new(Ended::default()),
+            used,
             rest: Mutex::new(Rest { session: None, guardian: None }),
         };
         let session = mount.serve(fs, device, options.allow_other)?;
@@ -232,6 +251,11 @@ impl ImageMount {
     pub fn wait_until_ended(&self) {
         self.ended.wait();
         self.clean_up();
+    }
+
+    /// Files and directories that somebody has open.
+    pub fn open_files(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
     }
 
     /// Whether the mount is gone.

@@ -7,6 +7,10 @@ use jiff::tz::TimeZone;
 pub(super) const LATEST: &str = "latest";
 /// The directory of a point's disks.
 pub(super) const DISKS: &str = "disks";
+/// The directory of what lies inside them.
+pub(super) const FILES: &str = "files";
+/// The text about that.
+pub(super) const ABOUT: &str = "volumes.txt";
 /// What a disk's file name ends with: its bytes are the guest's, whatever the source's format was.
 pub(super) const DISK_SUFFIX: &str = ".raw";
 

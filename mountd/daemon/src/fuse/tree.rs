@@ -20,7 +20,9 @@ const SUB_BITS: u32 = 16;
 const PLACE_SELF: u64 = 0;
 const PLACE_LATEST: u64 = 1;
 const PLACE_DISKS: u64 = 1;
-const PLACE_FIRST_DISK: u64 = 2;
+const PLACE_FILES: u64 = 2;
+const PLACE_ABOUT: u64 = 3;
+const PLACE_FIRST_DISK: u64 = 4;
 /// The root's number is given by the protocol; slot 0 is no machine or point.
 pub(super) const ROOT_INO: u64 = 1;
 
@@ -33,6 +35,10 @@ pub(super) enum Node {
     Point(Arc<Point>),
     Disks(Arc<Point>),
     Disk(Arc<Point>, usize),
+    /// The volumes of a point; what lies below is not part of this tree.
+    Files(Arc<Point>),
+    /// The text about them.
+    About(Arc<Point>),
 }
 
 /// A machine that has points.
@@ -79,6 +85,8 @@ impl Node {
             Node::Point(p) => at(p.slot, PLACE_SELF),
             Node::Disks(p) => at(p.slot, PLACE_DISKS),
             Node::Disk(p, i) => at(p.slot, PLACE_FIRST_DISK + *i as u64),
+            Node::Files(p) => at(p.slot, PLACE_FILES),
+            Node::About(p) => at(p.slot, PLACE_ABOUT),
         }
     }
 }
@@ -95,6 +103,11 @@ impl Machine {
 }
 
 impl Point {
+    /// Its number as long as it is shown.
+    pub(super) fn slot(&self) -> u64 {
+        self.slot
+    }
+
     pub(super) fn disk_record(&self, index: usize) -> Option<&DiskRecord> {
         self.record.disks.get(index)
     }
@@ -111,9 +124,18 @@ pub(super) struct View {
     ids: Vec<PointId>,
     /// The sizes of all disks together.
     pub(super) total_bytes: u64,
+    /// Points have their guests' files beside their disks.
+    pub(super) with_files: bool,
+    /// The only point, whose directory is the root.
+    single: Option<Arc<Point>>,
 }
 
 impl View {
+    /// The point of that number.
+    pub(super) fn point(&self, slot: u64) -> Option<&Arc<Point>> {
+        self.point_slots.get(&slot)
+    }
+
     /// What the number stands for; none if that has ended.
     pub(super) fn node(&self, ino: u64) -> Option<Node> {
         if ino == ROOT_INO {
@@ -131,6 +153,8 @@ impl View {
         match place {
             PLACE_SELF => Some(Node::Point(point)),
             PLACE_DISKS => Some(Node::Disks(point)),
+            PLACE_FILES => Some(Node::Files(point)),
+            PLACE_ABOUT => Some(Node::About(point)),
             _ => {
                 let index = usize::try_from(place - PLACE_FIRST_DISK).ok()?;
                 (index < point.disks.len()).then_some(Node::Disk(point, index))
@@ -141,18 +165,26 @@ impl View {
     /// The child of this name.
     pub(super) fn child(&self, parent: &Node, name: &str) -> Option<Node> {
         match parent {
+            Node::Root if self.single.is_some() => {
+                self.child(&Node::Point(Arc::clone(self.single.as_ref()?)), name)
+            }
             Node::Root => {
                 let found = self.machines.binary_search_by(|m| m.dir_name.as_str().cmp(name));
                 Some(Node::Machine(Arc::clone(self.machines.get(found.ok()?)?)))
             }
             Node::Machine(m) if name == names::LATEST => Some(Node::Latest(Arc::clone(m))),
             Node::Machine(m) => Some(Node::Point(Arc::clone(m.find(name)?))),
-            Node::Point(p) => (name == names::DISKS).then(|| Node::Disks(Arc::clone(p))),
+            Node::Point(p) => match name {
+                names::DISKS => Some(Node::Disks(Arc::clone(p))),
+                names::FILES if self.with_files => Some(Node::Files(Arc::clone(p))),
+                names::ABOUT if self.with_files => Some(Node::About(Arc::clone(p))),
+                _ => None,
+            },
             Node::Disks(p) => {
                 let index = p.disks.iter().position(|d| d.file_name == name)?;
                 Some(Node::Disk(Arc::clone(p), index))
             }
-            Node::Latest(_) | Node::Disk(..) => None,
+            Node::Latest(_) | Node::Disk(..) | Node::Files(_) | Node::About(_) => None,
         }
     }
 
@@ -163,6 +195,7 @@ impl View {
         index: usize,
     ) -> Option<(&'a str, Node)> {
         match parent {
+            Node::Root if self.single.is_some() => self.nth_of_point(self.single.as_ref()?, index),
             Node::Root => {
                 let machine = self.machines.get(index)?;
                 Some((&machine.dir_name, Node::Machine(Arc::clone(machine))))
@@ -174,12 +207,21 @@ impl View {
                 }
                 None => None,
             },
-            Node::Point(p) => (index == 0).then(|| (names::DISKS, Node::Disks(Arc::clone(p)))),
+            Node::Point(p) => self.nth_of_point(p, index),
             Node::Disks(p) => {
                 let disk = p.disks.get(index)?;
                 Some((&disk.file_name, Node::Disk(Arc::clone(p), index)))
             }
-            Node::Latest(_) | Node::Disk(..) => None,
+            Node::Latest(_) | Node::Disk(..) | Node::Files(_) | Node::About(_) => None,
+        }
+    }
+
+    fn nth_of_point(&self, p: &Arc<Point>, index: usize) -> Option<(&'static str, Node)> {
+        match index {
+            0 => Some((names::DISKS, Node::Disks(Arc::clone(p)))),
+            1 if self.with_files => Some((names::FILES, Node::Files(Arc::clone(p)))),
+            2 if self.with_files => Some((names::ABOUT, Node::About(Arc::clone(p)))),
+            _ => None,
         }
     }
 
@@ -189,7 +231,8 @@ impl View {
             Node::Root | Node::Machine(_) => ROOT_INO,
             Node::Latest(m) => m.slot << SUB_BITS,
             Node::Point(p) => p.machine_ino,
-            Node::Disks(p) => p.slot << SUB_BITS,
+            Node::Disks(_) | Node::Files(_) | Node::About(_) if self.single.is_some() => ROOT_INO,
+            Node::Disks(p) | Node::Files(p) | Node::About(p) => p.slot << SUB_BITS,
             Node::Disk(p, _) => p.slot << SUB_BITS | PLACE_DISKS,
         }
     }
@@ -206,9 +249,16 @@ impl View {
 pub(super) struct Builder {
     next_slot: u64,
     warned: bool,
+    with_files: bool,
+    single: bool,
 }
 
 impl Builder {
+    /// One whose views show guests' files, too, if `with_files` says so; of a `single` point, whose directory is the root.
+    pub(super) fn new(with_files: bool, single: bool) -> Self {
+        Self { with_files, single, ..Self::default() }
+    }
+
     /// The view of these points (oldest first), after `old`; none if nothing has changed.
     pub(super) fn update(&mut self, old: &View, points: Vec<RecoveryPoint>) -> Option<View> {
         let mut points = points;
@@ -217,7 +267,11 @@ impl Builder {
         {
             return None;
         }
-        let mut view = View { ids: points.iter().map(|p| p.id).collect(), ..View::default() };
+        let mut view = View {
+            ids: points.iter().map(|p| p.id).collect(),
+            with_files: self.with_files,
+            ..View::default()
+        };
         let mut by_machine: BTreeMap<String, Vec<RecoveryPoint>> = BTreeMap::new();
         for point in points {
             by_machine.entry(names::safe(&point.machine)).or_default().push(point);
@@ -233,6 +287,9 @@ impl Builder {
             }
             view.machine_slots.insert(machine.slot, view.machines.len());
             view.machines.push(Arc::new(machine));
+        }
+        if self.single {
+            view.single = view.point_slots.values().next().map(Arc::clone);
         }
         Some(view)
     }

@@ -1,12 +1,14 @@
-//! The doors of mounts: NBD exports and iSCSI targets, by the mount's name.
+//! The doors of mounts: NBD exports, iSCSI targets and directories, by the mount's name.
 
 use std::sync::Arc;
 
-use backstay_api::mountd::{ClientView, Listen};
+use backstay_api::mountd::{ClientView, Listen, MountRequest};
 use backstay_api::{Refusal, RefusalKind};
 use backstay_blockdev::BlockDevice;
 
+use super::Asker;
 use super::door::{self, Door};
+use super::files::{self, Files};
 use super::iscsi::{self, Targets, Unit};
 use super::ledger::Ledger;
 use super::record::{Kind, MAX_DISKS, Record};
@@ -16,6 +18,7 @@ use super::record::{Kind, MAX_DISKS, Record};
 pub(super) struct Doors {
     pub(super) nbd: Door,
     pub(super) iscsi: Targets,
+    pub(super) files: Files,
 }
 
 /// A mount that is served.
@@ -25,6 +28,8 @@ pub(super) enum Served {
     Nbd(door::Served),
     /// As a target.
     Iscsi(iscsi::Served),
+    /// As files.
+    Files(files::Served),
 }
 
 impl Served {
@@ -33,13 +38,30 @@ impl Served {
         match self {
             Self::Nbd(served) => served.uris(),
             Self::Iscsi(served) => served.uris(),
+            Self::Files(_) => Vec::new(),
+        }
+    }
+
+    /// Who is attached, where only this knows it.
+    pub(super) fn users(&self) -> Vec<ClientView> {
+        match self {
+            Self::Files(served) => served.users(),
+            Self::Nbd(_) | Self::Iscsi(_) => Vec::new(),
+        }
+    }
+
+    /// Whether somebody else has ended it: a directory was unmounted.
+    pub(super) fn is_gone(&self) -> bool {
+        match self {
+            Self::Files(served) => served.is_gone(),
+            Self::Nbd(_) | Self::Iscsi(_) => false,
         }
     }
 
     /// The portals of a target.
     pub(super) fn portals(&self) -> Vec<String> {
         match self {
-            Self::Nbd(_) => Vec::new(),
+            Self::Nbd(_) | Self::Files(_) => Vec::new(),
             Self::Iscsi(served) => served.portals(),
         }
     }
@@ -49,24 +71,23 @@ impl Served {
         match self {
             Self::Nbd(served) => &served.bound,
             Self::Iscsi(served) => &served.bound,
+            Self::Files(_) => &[],
         }
     }
 }
 
 impl Doors {
     /// Refuses what could not be served.
-    pub(super) fn check(
-        &self,
-        is_target: bool,
-        disks: &[String],
-        allow: &[String],
-        listen: &[Listen],
-    ) -> Result<(), Refusal> {
-        let most = if is_target { MAX_DISKS } else { 1 };
+    pub(super) fn check(&self, request: &MountRequest, asker: Asker) -> Result<(), Refusal> {
+        let MountRequest { disks, allow, listen, iscsi, files, .. } = request;
+        if iscsi.is_some() && files.is_some() {
+            return Err(Refusal::new(RefusalKind::Usage, "a mount is of one kind"));
+        }
+        let most = if iscsi.is_some() || files.is_some() { MAX_DISKS } else { 1 };
         if !(1..=most).contains(&disks.len()) {
-            let why = match is_target {
-                true => "a target has 1 to 256 disks",
-                false => "an NBD export is one disk",
+            let why = match most {
+                1 => "an NBD export is one disk",
+                _ => "a mount has 1 to 256 disks",
             };
             return Err(Refusal::new(RefusalKind::Usage, why));
         }
@@ -75,9 +96,10 @@ impl Doors {
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(Refusal::new(RefusalKind::Usage, "a disk is named twice").what(pair[0]));
         }
-        match is_target {
-            true => iscsi::check(allow, listen),
-            false => self.nbd.check(allow, listen),
+        match (iscsi, files) {
+            (_, Some(files)) => files::check(files, request, asker),
+            (Some(_), None) => iscsi::check(allow, listen),
+            (None, None) => self.nbd.check(allow, listen),
         }
     }
 
@@ -104,6 +126,9 @@ impl Doors {
                 let served = self.iscsi.serve(record, target, repository, &reservations, units);
                 served.map(Served::Iscsi)
             }
+            Kind::Files(_) => {
+                Err(Refusal::new(RefusalKind::Failed, "files are no device").what(&record.id))
+            }
         }
     }
 
@@ -112,6 +137,7 @@ impl Doors {
         match served {
             Served::Nbd(served) => self.nbd.stop_serving(served),
             Served::Iscsi(served) => self.iscsi.stop_serving(served),
+            Served::Files(served) => served.stop(),
         }
     }
 

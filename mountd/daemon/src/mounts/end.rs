@@ -5,10 +5,12 @@ use backstay_api::{Refusal, RefusalKind};
 use backstay_store::{PinId, Repository};
 use jiff::Timestamp;
 
+use super::doors::Served;
 use super::live::Live;
 use super::record::{Intent, Record};
 use super::start::{later, pin_reason};
 use super::{Mountd, no_such, refusal};
+use crate::fuse::Unmount;
 
 impl Mountd {
     /// Ends a mount. See [`backstay_api::mountd::Request::End`].
@@ -39,13 +41,19 @@ impl Mountd {
         force: bool,
     ) -> Result<OverlayFate, Refusal> {
         let id = &record.id;
-        let clients = self.doors.clients(id);
+        let mut clients = self.doors.clients(id);
+        if let Some(live) = self.lock().get(id).and_then(|mount| mount.live.as_ref()) {
+            clients.extend(live.served.users());
+        }
         if !clients.is_empty() && !force {
             let who: Vec<&str> = clients.iter().map(|client| client.peer.as_str()).collect();
             let message = format!("clients are attached: {}", who.join(", "));
             return Err(Refusal::new(RefusalKind::InUse, message)
                 .what(id)
                 .hint(format!("backstay mount end {id} --force      cuts them off")));
+        }
+        if !force {
+            self.leave_in_order(record)?;
         }
         match fate {
             Some(fate) => Ok(fate),
@@ -56,6 +64,20 @@ impl Mountd {
                 .hint(format!("backstay mount end {id} --keep         to go on with it later"))
                 .hint(format!("backstay mount end {id} --discard      throws it away"))),
         }
+    }
+
+    /// Unmounts a directory, unless somebody uses it: then nothing has changed.
+    fn leave_in_order(&self, record: &Record) -> Result<(), Refusal> {
+        let mount = match self.lock().get(&record.id).and_then(|mount| mount.live.as_ref()) {
+            Some(Live { served: Served::Files(served), .. }) => served.mount(),
+            _ => return Ok(()),
+        };
+        mount.end(Unmount::Orderly).map_err(|e| {
+            refusal(&e).what(&record.id).hint(format!(
+                "backstay mount end {} --force      takes it away all the same",
+                record.id
+            ))
+        })
     }
 
     /// Whether nothing was written to a mount. Not known without its overlays being open.

@@ -66,9 +66,15 @@ impl Mountd {
         let now = Timestamp::now();
         let mut ends = Vec::new();
         for (id, mount) in self.lock().iter_mut() {
-            let attached = mount.live.is_some() && !self.doors.clients(id).is_empty();
+            let attached = mount.live.as_ref().is_some_and(|live| {
+                !live.served.users().is_empty() || !self.doors.clients(id).is_empty()
+            });
             if attached || mount.busy {
                 mount.alone_since = Instant::now();
+            }
+            if mount.live.as_ref().is_some_and(|live| live.served.is_gone()) && !mount.busy {
+                ends.push((id.clone(), "its directory was unmounted"));
+                continue;
             }
             match due(mount, attached, now) {
                 Due::Nothing => {}

@@ -9,7 +9,7 @@ use backstay_blockdev::overlay::{Overlay, OverlayOptions, RealDirectory, WhenFul
 use backstay_store::{DiskRecord, PointId, RecoveryPoint, Repository};
 
 use super::doors::Served;
-use super::record::{Disk, Record};
+use super::record::{Disk, Kind, Record};
 use super::repos::refusal;
 use super::{Mountd, overlay_refusal};
 use crate::PointDisk;
@@ -46,6 +46,8 @@ impl Live {
 /// What a mount stands on.
 pub(super) struct Base {
     pub(super) point: RecoveryPoint,
+    /// The repository.
+    pub(super) opened: Repository,
     /// The repository's id.
     pub(super) repository: String,
     /// In the order asked for.
@@ -90,7 +92,7 @@ impl Mountd {
             Ok(BaseDisk { record, device: Arc::new(device), identity })
         };
         let disks = disks.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Base { point: found, repository: repository_id, disks })
+        Ok(Base { point: found, opened: repository.clone(), repository: repository_id, disks })
     }
 
     /// Serves a mount. On an error nothing is served, and the overlays are as they were.
@@ -103,6 +105,10 @@ impl Mountd {
 
     /// All disks or none: a machine with a part of its disks is another machine.
     pub(super) fn serve(&self, record: &Record, base: Base) -> Result<Live, Refusal> {
+        if let Kind::Files(files) = &record.kind {
+            let served = self.doors.files.serve(files, base)?;
+            return Ok(Live { overlays: Vec::new(), served: Served::Files(served) });
+        }
         let mut overlays = Vec::new();
         let mut devices: Vec<Arc<dyn BlockDevice>> = Vec::new();
         for (disk, base) in record.disks.iter().zip(base.disks) {

@@ -15,6 +15,7 @@ pub mod control;
 mod door;
 mod doors;
 mod end;
+mod files;
 mod iscsi;
 mod keep;
 mod ledger;
@@ -40,6 +41,8 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::{Error, ErrorKind};
 use door::Door;
 use doors::Doors;
+use files::Files;
+pub use files::Helpers;
 use iscsi::Targets;
 use ledger::{Ended, Ledger};
 use live::Live;
@@ -69,6 +72,8 @@ pub struct MountdOptions {
     /// The iSCSI portals that all mounts share. Empty: one on this host alone, at 127.0.0.1:3260 or a free port, from
     /// the first iSCSI mount on.
     pub iscsi_listen: Vec<SocketAddr>,
+    /// How the processes beside mounts of files are started; without it there are no such mounts.
+    pub helpers: Option<Helpers>,
 }
 
 /// Who asks, by the kernel's word.
@@ -162,6 +167,7 @@ impl Mountd {
             doors: Doors {
                 iscsi: Targets::open(ledger.state_dir(), &options.iscsi_listen)?,
                 nbd: Door::open(options.nbd_socket, options.listen, options.nbd)?,
+                files: Files(options.helpers),
             },
             ledger,
             mounts: Mutex::new(mounts),

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use backstay_api::mountd::{Key, Listen, Secret};
+use backstay_api::mountd::{FilesRequest, Key, Listen, Secret};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// The version of the records written; older ones are read, a newer one is not touched.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// Disks of one mount.
 pub(super) const MAX_DISKS: usize = 256;
 
@@ -61,6 +61,7 @@ pub(super) struct Disk {
 pub(super) enum Kind {
     Nbd,
     Iscsi(Target),
+    Files(FilesRequest),
 }
 
 /// An iSCSI target: what initiators have noted of it, and must find again.
@@ -95,7 +96,8 @@ impl Record {
         let version: Versioned = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
         let record = match version.version {
             1 => serde_json::from_slice::<old::Record>(bytes).map(Self::from),
-            VERSION => serde_json::from_slice(bytes),
+            // What version 3 added are mounts of files.
+            2 | VERSION => serde_json::from_slice(bytes),
             other => {
                 return Err(format!(
                     "a record of version {other}, which this program does not know"
@@ -112,7 +114,11 @@ impl Record {
         let names: BTreeSet<&str> = self.disks.iter().map(|disk| disk.name.as_str()).collect();
         let units: BTreeSet<Option<u16>> = self.disks.iter().map(|disk| disk.lun).collect();
         let count = self.disks.len();
-        if !(1..=MAX_DISKS).contains(&count) || names.len() != count || units.len() != count {
+        let units_make_sense = match self.kind {
+            Kind::Files(_) => units.iter().all(Option::is_none),
+            Kind::Nbd | Kind::Iscsi(_) => units.len() == count,
+        };
+        if !(1..=MAX_DISKS).contains(&count) || names.len() != count || !units_make_sense {
             return Err("its list of disks makes no sense".to_owned());
         }
         let is_ours = |overlay: &str| match overlay.strip_prefix(self.id.as_str()) {
@@ -147,14 +153,15 @@ impl Record {
         match self.kind {
             Kind::Nbd => "nbd",
             Kind::Iscsi(_) => "iscsi",
+            Kind::Files(_) => "files",
         }
     }
 
     /// Of an iSCSI target.
     pub(super) fn target(&self) -> Option<&Target> {
         match &self.kind {
-            Kind::Nbd => None,
             Kind::Iscsi(target) => Some(target),
+            Kind::Nbd | Kind::Files(_) => None,
         }
     }
 }
@@ -350,7 +357,7 @@ mod tests {
         for path in ["..", "m-4x7kq2", "m-4x7kq2/..", "m-4x7kq2/0", "m-4x7kq2/1/2", "/etc", ""] {
             bad(&|r| r.disks[1].overlay = Some(path.to_owned()));
         }
-        bad(&|r| r.version = 3);
+        bad(&|r| r.version = 4);
         assert!(Record::read(b"{\"version\":2}").is_err());
         assert!(Record::read(b"[]").is_err());
     }

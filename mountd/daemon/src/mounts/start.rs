@@ -26,8 +26,7 @@ const MAX_SECONDS: u64 = 100 * 366 * 86_400;
 impl Mountd {
     /// Opens a disk of a recovery point as a new mount.
     pub(super) fn mount(&self, request: &MountRequest, asker: Asker) -> Result<MountView, Refusal> {
-        let is_target = request.iscsi.is_some();
-        self.doors.check(is_target, &request.disks, &request.allow, &request.listen)?;
+        self.doors.check(request, asker)?;
         if request.reason.len() > MAX_REASON_BYTES {
             return Err(Refusal::new(RefusalKind::Usage, "the reason is too long"));
         }
@@ -272,9 +271,13 @@ impl Mountd {
 
 /// How a new mount is presented, and what its initiators must know.
 fn kind(request: &MountRequest, id: &str) -> Result<Kind, Refusal> {
+    if let Some(files) = &request.files {
+        return Ok(Kind::Files(files.clone()));
+    }
     let Some(iscsi) = &request.iscsi else { return Ok(Kind::Nbd) };
-    let side =
-        |name: String| -> Result<Side, Refusal> { Ok(Side { name, secret: iscsi::secret()? }) };
+    let side = |name: String| -> Result<Side, Refusal> {
+        Ok(Side { name, secret: iscsi::secret(iscsi.short_secrets)? })
+    };
     let initiator = iscsi.chap != ChapRequest::None;
     let mutual = iscsi.chap == ChapRequest::Mutual;
     Ok(Kind::Iscsi(Target {

@@ -6,7 +6,7 @@ use backstay_api::mountd::{
 };
 use jiff::Timestamp;
 
-use super::record::{Disk, Intent, Record, Side, Target};
+use super::record::{Disk, Intent, Kind, Record, Side, Target};
 use super::{Mount, Mountd, no_such};
 
 impl Mountd {
@@ -66,6 +66,7 @@ fn view(daemon: &Mountd, mount: &Mount) -> MountView {
     if let Some(live) = &mount.live {
         view.uris = live.served.uris();
         view.clients = daemon.doors.clients(&record.id);
+        view.clients.extend(live.served.users());
         if let Some(iscsi) = &mut view.iscsi {
             iscsi.portals = live.served.portals();
         }
@@ -129,6 +130,10 @@ pub(super) fn of_record(daemon: &Mountd, record: &Record, state: MountState) -> 
         allow: record.allow.clone(),
         uris: Vec::new(),
         iscsi: record.target().map(iscsi),
+        directory: match &record.kind {
+            Kind::Files(files) => Some(files.directory.clone()),
+            Kind::Nbd | Kind::Iscsi(_) => None,
+        },
         owner: record.owner.clone(),
         reason: record.reason.clone(),
         created: record.created,
@@ -155,6 +160,7 @@ pub(super) fn ended(id: &str) -> MountView {
         allow: Vec::new(),
         uris: Vec::new(),
         iscsi: None,
+        directory: None,
         owner: nothing(),
         reason: nothing(),
         created: Timestamp::UNIX_EPOCH,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use backstay_daemon::fuse::{ImageMount, Unmount};
+use backstay_daemon::fuse::{ImageMount, Only, Unmount};
 use backstay_store::RecoveryPoint;
 
 use crate::support::{Fixture, disk_image, eventually, have_fuse, quick};
@@ -107,7 +107,7 @@ fn one_machine_alone_and_names_with_a_percent_sign() {
     fixture.backup("other", "2026-11-22T03:00:00Z", &[("disk0", &image)]);
     let at = fixture.mountpoint("mnt");
     let mut options = quick(at.path());
-    options.machine = Some("a%2Fb".into());
+    options.only = Only::Machine("a%2Fb".into());
     let _mount = ImageMount::start(fixture.open(), options).unwrap();
     assert_eq!(names(at.path()), ["a%252Fb"]);
     let disk = at.path().join("a%252Fb/latest/disks/d%2541.raw");

@@ -14,8 +14,10 @@ const AUTHORITY: &str = "iqn.2026-11.internal.backstay";
 const MAX_MACHINE_CHARS: usize = 128;
 /// The letters of secrets. Each takes 6 bits, and none of them means anything to a shell or in a URI.
 const LETTERS: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._";
-/// Letters of a secret: 96 bits, which RFC 7143 (9.2.1) asks for. Windows takes no secret that is longer.
-const SECRET_LETTERS: usize = 16;
+/// Letters of a secret: 132 bits.
+const SECRET_LETTERS: usize = 22;
+/// Letters of a short secret: 96 bits, the least that RFC 7143 (9.2.1) asks for. Windows takes no secret that is longer.
+const SHORT_SECRET_LETTERS: usize = 16;
 /// What disks call themselves.
 const PRODUCT: &str = "Backstay disk";
 
@@ -56,12 +58,13 @@ pub(super) fn identity(repository: &str, mount: &str, disk: &str) -> Identity {
     Identity { serial, naa, product: PRODUCT.to_owned() }
 }
 
-/// A new secret, from the system's random numbers.
-pub(in super::super) fn secret() -> Result<Secret, Refusal> {
+/// A new secret, from the system's random numbers; `short`: one that Windows takes.
+pub(in super::super) fn secret(short: bool) -> Result<Secret, Refusal> {
     let mut bytes = Zeroizing::new([0; SECRET_LETTERS]);
     random(&mut *bytes)?;
+    let letters = if short { SHORT_SECRET_LETTERS } else { SECRET_LETTERS };
     let mut text = String::with_capacity(SECRET_LETTERS);
-    text.extend(bytes.iter().map(|byte| char::from(LETTERS[usize::from(byte % 64)])));
+    text.extend(bytes.iter().take(letters).map(|byte| char::from(LETTERS[usize::from(byte % 64)])));
     Ok(Secret::new(text))
 }
 
@@ -102,10 +105,16 @@ mod tests {
 
     #[test]
     fn secrets_are_of_the_length_all_initiators_take() {
-        let secrets: BTreeSet<String> =
-            (0..64).map(|_| secret().expect("random numbers").reveal().to_owned()).collect();
+        let secrets: BTreeSet<String> = (0..64)
+            .map(|i| secret(i % 2 == 0).expect("random numbers").reveal().to_owned())
+            .collect();
         assert_eq!(secrets.len(), 64);
-        assert!(secrets.iter().all(|s| (12..=16).contains(&s.len()) && s.is_ascii()));
+        assert_eq!(
+            secrets.iter().filter(|s| s.len() == 16).count(),
+            32,
+            "for Windows, which takes 12 to 16"
+        );
+        assert_eq!(secrets.iter().filter(|s| s.len() * 6 >= 128).count(), 32);
         let letters: BTreeSet<char> = secrets.iter().flat_map(|s| s.chars()).collect();
         assert!(letters.len() > 48, "{letters:?}");
     }

@@ -14,6 +14,8 @@ mod changing;
 mod compare;
 #[path = "it/copy.rs"]
 mod copy;
+#[path = "it/files/mod.rs"]
+mod files;
 #[path = "it/formats.rs"]
 mod formats;
 #[path = "it/hostile.rs"]

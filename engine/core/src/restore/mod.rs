@@ -5,7 +5,6 @@
 mod block_device;
 mod copy;
 mod direct;
-mod landing;
 mod qcow2;
 mod raw;
 mod runs;

@@ -14,8 +14,8 @@ use backstay_nbd::server::{
 };
 
 use super::copy::Copied;
-use super::landing::Landing;
 use crate::error::{Error, ErrorKind, Result};
+use crate::landing::Landing;
 use crate::monitor::Monitor;
 use crate::private_dir::PrivateDir;
 use crate::tool::{self, Running, Tools};

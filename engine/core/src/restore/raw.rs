@@ -6,9 +6,9 @@ use backstay_store::ImageReader;
 
 use super::copy::{Copied, Sink, copy};
 use super::direct::Writer;
-use super::landing::Landing;
 use super::runs::Run;
 use crate::error::{Error, Result};
+use crate::landing::Landing;
 use crate::monitor::Monitor;
 
 struct RawFile<'a> {

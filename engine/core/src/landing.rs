@@ -1,4 +1,4 @@
-//! A file that gets its name when it is complete, and not before: whatever ends a restore early,
+//! A file that gets its name when it is complete, and not before: whatever ends a run early,
 //! no half file stands under the final name, and where the file system allows nothing at all.
 
 use std::fs::File;
@@ -17,7 +17,7 @@ const NAME_TRIES: u32 = 64;
 
 /// A file in the making, in the directory of its final name.
 #[derive(Debug)]
-pub(super) struct Landing {
+pub(crate) struct Landing {
     file: File,
     target: PathBuf,
     folder: PathBuf,
@@ -29,7 +29,7 @@ pub(super) struct Landing {
 impl Landing {
     /// Makes the file. Without `overwrite` a target that exists is refused at once; with it only a
     /// regular file may be replaced.
-    pub(super) fn new(target: &Path, overwrite: bool) -> Result<Landing> {
+    pub(crate) fn new(target: &Path, overwrite: bool) -> Result<Landing> {
         Landing::with(target, overwrite, true)
     }
 
@@ -75,12 +75,12 @@ impl Landing {
     }
 
     /// The file, to write to.
-    pub(super) fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         &self.file
     }
 
     /// A path by which a child process opens the same file. Valid while this lives.
-    pub(super) fn path_for_child(&self) -> PathBuf {
+    pub(crate) fn path_for_child(&self) -> PathBuf {
         match &self.partial {
             Some(path) => path.clone(),
             // Not /proc/self: the child's own would be asked.
@@ -90,7 +90,7 @@ impl Landing {
 
     /// Makes the content durable, gives the file its name, and makes the name durable. On an error
     /// the final name is as it was before.
-    pub(super) fn finish(mut self) -> Result<()> {
+    pub(crate) fn finish(mut self) -> Result<()> {
         self.file.sync_all().map_err(|e| Error::io("write", &self.target, e))?;
         match (self.partial.take(), self.overwrite) {
             (None, false) => self.link_to(&self.target)?,

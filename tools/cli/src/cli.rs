@@ -148,6 +148,10 @@ pub(crate) enum Command {
     Copy(cmd::copy::Args),
     List(cmd::list::Args),
     Show(cmd::show::Args),
+    Ls(cmd::ls::Args),
+    Cat(cmd::cat::Args),
+    Get(cmd::get::Args),
+    Find(cmd::find::Args),
     Restore(cmd::restore::Args),
     Mount(cmd::mount::Args),
     Mountd(cmd::mountd::Args),
@@ -161,6 +165,8 @@ pub(crate) enum Command {
     Version(cmd::version::Args),
     #[command(hide = true)]
     Guard(cmd::guard::Args),
+    #[command(hide = true)]
+    ReadGuest(cmd::read_guest::Args),
 }
 
 fn root_tail() -> String {
@@ -176,7 +182,9 @@ Names of what is in a repository:
   web01@2026-11-20T03:00         the newest at or before that time (Z at the end for UTC)
   web01@-2d                      the newest that is at least two days old
   @b7f3k2                        the recovery point whose id starts like this
-  web01@latest:disk0             one disk of it";
+  web01@latest:disk0             one disk of it
+  web01@latest//etc/passwd       a file inside its disks, where the guest has it
+  web01:disk0p2//etc/passwd      the same, on the volume named";
     crate::exit::help_tail(examples, &Exit::ALL[3..])
 }
 

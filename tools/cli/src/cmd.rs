@@ -1,17 +1,22 @@
 //! The commands: one file each, with its arguments and what it does.
 
 pub(crate) mod backup;
+pub(crate) mod cat;
 pub(crate) mod completion;
 pub(crate) mod copy;
 pub(crate) mod diff;
+pub(crate) mod find;
 pub(crate) mod gc;
+pub(crate) mod get;
 pub(crate) mod guard;
 mod keepers;
 pub(crate) mod list;
+pub(crate) mod ls;
 pub(crate) mod man;
 pub(crate) mod mount;
 pub(crate) mod mountd;
 pub(crate) mod point;
+pub(crate) mod read_guest;
 mod removing;
 pub(crate) mod repo;
 pub(crate) mod restore;
@@ -34,6 +39,10 @@ pub(crate) fn run(ctx: &Ctx, command: Command) -> Result<Exit, CliError> {
         Command::Copy(args) => copy::run(ctx, args),
         Command::List(args) => list::run(ctx, args),
         Command::Show(args) => show::run(ctx, args),
+        Command::Ls(args) => ls::run(ctx, args),
+        Command::Cat(args) => cat::run(ctx, args),
+        Command::Get(args) => get::run(ctx, args),
+        Command::Find(args) => find::run(ctx, args),
         Command::Restore(args) => restore::run(ctx, args),
         Command::Mount(args) => mount::run(ctx, args),
         Command::Mountd(args) => mountd::run(ctx, args),
@@ -46,6 +55,7 @@ pub(crate) fn run(ctx: &Ctx, command: Command) -> Result<Exit, CliError> {
         Command::Man(args) => man::run(ctx, args),
         Command::Version(args) => version::run(ctx, args),
         Command::Guard(args) => guard::run(ctx, args),
+        Command::ReadGuest(_) => read_guest::run(),
     }
 }
 

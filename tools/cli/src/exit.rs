@@ -287,6 +287,20 @@ impl From<backstay_daemon::Error> for CliError {
     }
 }
 
+impl From<backstay_guestfs::Error> for CliError {
+    fn from(error: backstay_guestfs::Error) -> Self {
+        use backstay_guestfs::ErrorKind as Guest;
+        let exit = match error.kind() {
+            Guest::NotFound => Exit::NotFound,
+            Guest::NotADirectory | Guest::IsADirectory | Guest::Invalid => Exit::Usage,
+            Guest::Damaged | Guest::Limit => Exit::Damaged,
+            Guest::Unsupported | Guest::Encrypted => Exit::Refused,
+            _ => Exit::Failed,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
+
 impl From<backstay_api::Refusal> for CliError {
     fn from(refusal: backstay_api::Refusal) -> Self {
         use backstay_api::RefusalKind as Kind;

@@ -4,6 +4,7 @@
 //! `cli` defines the arguments, `cmd` has one file per command, `exit` maps every failure to its
 //! exit code, and the libraries below never print.
 
+mod browse;
 mod change_map;
 mod cli;
 mod cmd;

@@ -1,10 +1,12 @@
 //! The real binary, run as users run it: arguments in, exit code, stdout and stderr out.
 
 mod it {
+    mod browse;
     mod changes;
     mod copy;
     mod errors;
     mod gc;
+    mod guest_disk;
     mod help;
     mod interrupt;
     mod iscsi_target;
@@ -25,6 +27,7 @@ mod it {
     mod recovery;
     mod repair;
     mod retention;
+    mod search;
     mod support;
     mod together;
 }

@@ -1,9 +1,14 @@
 //! `backstay diff`.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+
 use backstay_core::compare::{self, DiskChange, PointChange};
 use backstay_core::monitor::Silent;
 use backstay_store::{DiffKind, RecoveryPoint};
 use serde::Serialize;
+
+mod files;
 
 use crate::cmd::view;
 use crate::context::Ctx;
@@ -11,28 +16,39 @@ use crate::exit::{CliError, Exit, help_tail};
 use crate::output::{Align, Stream, Table, clean};
 use crate::units;
 
-/// Compare two recovery points' disks, without reading their data
+/// Compare two recovery points: their disks, or the files in them
 ///
-/// Disks of equal names are compared; with :DISK only that one. "added" is data where the first has
+/// Disks of equal names are compared without reading their data; with :DISK only that one. "added" is data where the first has
 /// a hole, "removed" the reverse. Extents are as fine as the repository's
 /// chunks: a changed byte shows as its whole chunk.
+///
+/// With //PATH the files there and below are compared, by their metadata first: + is only in the second, - only in the first, M has
+/// other content, m other metadata, T is of another kind.
 #[derive(Debug, clap::Args)]
 #[command(after_help = help_tail(
     "  backstay diff web01@2026-11-20 web01@latest
   backstay diff @b7f3k2:disk0 @a91pd0:disk0 --extents
-  backstay diff web01@-1d web01 --exit-code --quiet",
-    &[Exit::Differs, Exit::NoRepository, Exit::WrongKey, Exit::Damaged, Exit::NotFound]
+  backstay diff web01@-1d web01 --exit-code --quiet
+  backstay diff web01@-7d//etc web01",
+    &[
+        Exit::Differs, Exit::Partial, Exit::NoRepository, Exit::WrongKey, Exit::Damaged, Exit::NotFound,
+        Exit::Interrupted, Exit::Terminated,
+    ]
 ))]
 pub(crate) struct Args {
-    /// The first recovery point, or one of its disks
-    a: String,
+    /// The first recovery point, one of its disks, or files in it: `MACHINE[@POINT][:VOLUME]//PATH`
+    a: OsString,
 
-    /// The second
-    b: String,
+    /// The second; for files without :VOLUME and //PATH, those of the first
+    b: OsString,
 
     /// Print every extent that differs
     #[arg(long)]
     extents: bool,
+
+    /// How much of files is read: nothing, those whose time alone changed, or all of equal size
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = files::Reads::Nothing)]
+    read: files::Reads,
 
     /// End with code 5 if anything differs
     #[arg(long)]
@@ -71,10 +87,13 @@ struct ExtentView {
 }
 
 pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
+    if [&args.a, &args.b].iter().any(|name| name.as_bytes().windows(2).any(|w| w == b"//")) {
+        return files::run(ctx, &args);
+    }
     let repository = ctx.open()?;
     let list = repository.points()?;
-    let (a, a_disk) = view::find_any(&list, &args.a)?;
-    let (b, b_disk) = view::find_any(&list, &args.b)?;
+    let (a, a_disk) = view::find_any(&list, text(&args.a)?)?;
+    let (b, b_disk) = view::find_any(&list, text(&args.b)?)?;
     let only = match (&a_disk, &b_disk) {
         (Some(a), Some(b)) if a.name != b.name => {
             return Err(CliError::usage("disks of two names cannot be compared")
@@ -88,6 +107,13 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
     ctx.out.summary(Stream::Stdout, &document, |to| show(to, &document, args.extents))?;
     let differs = args.exit_code && !document.identical;
     Ok(if differs { Exit::Differs } else { Exit::Done })
+}
+
+/// Names of points and disks are text.
+fn text(name: &OsStr) -> Result<&str, CliError> {
+    name.to_str().ok_or_else(|| {
+        CliError::usage("this names no backup: it is not UTF-8").what(name.to_string_lossy())
+    })
 }
 
 impl Document {

@@ -3,6 +3,7 @@
 mod clients;
 mod end;
 mod extend;
+mod files;
 mod foreground;
 mod image;
 mod initiators;
@@ -14,6 +15,9 @@ mod prune;
 mod resume;
 mod show;
 mod shown;
+
+pub(crate) use files::{ids, range};
+pub(crate) use image::guardian;
 
 use crate::context::Ctx;
 use crate::exit::{CliError, Exit};
@@ -28,6 +32,7 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum How {
     Image(image::Args),
+    Files(files::Args),
     Nbd(nbd::Args),
     Iscsi(iscsi::Args),
     List(list::Args),
@@ -42,6 +47,7 @@ enum How {
 pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
     match args.how {
         How::Image(args) => image::run(ctx, args),
+        How::Files(args) => files::run(ctx, args),
         How::Nbd(args) => nbd::run(ctx, args),
         How::Iscsi(args) => iscsi::run(ctx, args),
         How::List(args) => list::run(ctx, args),

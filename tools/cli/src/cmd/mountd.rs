@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use backstay_daemon::mounts::control::Control;
-use backstay_daemon::mounts::{Mountd, MountdOptions};
+use backstay_daemon::mounts::{Helpers, Mountd, MountdOptions};
 use backstay_nbd::server::{ClientCertificates, Listen, ServerConfig, Tls, TlsConfig, TlsFiles};
 use serde::Serialize;
 
+use crate::browse;
 use crate::context::Ctx;
 use crate::exit::{CliError, Exit, help_tail};
 use crate::mountd::Places;
@@ -92,6 +93,7 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         listen: args.listen.iter().copied().map(Listen::Tcp).collect(),
         nbd: ServerConfig { tls, ..ServerConfig::default() },
         iscsi_listen: args.iscsi_listen,
+        helpers: Some(Helpers { reader: browse::reader()?, guardian: super::mount::guardian()? }),
     })?;
     let control = match inherited()? {
         Some(socket) => Control::inherit(daemon.clone(), socket)?,

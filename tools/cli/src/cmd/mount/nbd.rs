@@ -121,6 +121,7 @@ pub(crate) fn run(ctx: &Ctx, args: Args) -> Result<Exit, CliError> {
         point: point.id.to_string(),
         disks: vec![disk.name],
         iscsi: None,
+        files: None,
         writable: args.writable,
         limit_bytes: args.limit,
         pause_when_full: args.pause_when_full,

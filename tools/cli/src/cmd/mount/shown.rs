@@ -44,6 +44,9 @@ pub(super) fn mounted(ctx: &Ctx, view: &MountView) -> Result<(), CliError> {
         for client in &document.client_commands {
             field(to, client.tool, &clean(&client.command));
         }
+        if let Some(directory) = &view.directory {
+            field(to, "look", &format!("ls {}", units::shell_word(&format!("{directory}/files"))));
+        }
         field(to, "end it", &format!("backstay mount end {}", view.id));
     })
 }
@@ -134,6 +137,9 @@ fn name(view: &MountView) -> String {
 
 /// What it is called where it is to be found, and what one must know to get in.
 fn addresses(to: &mut String, view: &MountView) {
+    if let Some(directory) = &view.directory {
+        field(to, "directory", directory);
+    }
     let Some(iscsi) = &view.iscsi else {
         for uri in &view.uris {
             field(to, "address", uri);

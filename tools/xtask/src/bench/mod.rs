@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measured beside limits and peers, in one run, never from memory.
 
+mod browse;
 mod changes;
 mod gc;
 mod image;
@@ -50,6 +51,8 @@ enum What {
     Nbd(nbd::Args),
     /// The iSCSI target beside tgt
     Iscsi(iscsi::Args),
+    /// Files inside guest disks beside the kernel's mounts, and a disk's image through FUSE beside other servers
+    Browse(browse::Args),
     /// Only write the mixed image
     Image {
         /// The file to write; what is there is replaced
@@ -81,6 +84,7 @@ pub(crate) fn run(house: &House, args: Args) -> Result<ExitCode> {
         What::S3(args) => s3::run(house, &args),
         What::Nbd(args) => nbd::run(house, &args),
         What::Iscsi(args) => iscsi::run(house, &args),
+        What::Browse(args) => browse::run(house, &args),
         What::Image { out, size_mib, seed } => {
             image::write(&out, size_mib, seed)?;
             Ok(ExitCode::SUCCESS)

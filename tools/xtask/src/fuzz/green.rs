@@ -29,6 +29,26 @@ const STORE: &[&str] = &[
 const DOORS: &[(&str, &[&str])] = &[
     ("nbd_", &["mountd/nbd/src", "mountd/nbd/Cargo.toml"]),
     ("iscsi_", &["mountd/iscsi/src", "mountd/iscsi/Cargo.toml", "mountd/blockdev/src/mem.rs"]),
+    ("guest_btrfs", &["mountd/guestfs/src/fs/btrfs"]),
+    ("guest_ext", &["mountd/guestfs/src/fs/ext", "mountd/guestfs/src/fs/acl.rs"]),
+    ("guest_exfat", &["mountd/guestfs/src/fs/exfat", "mountd/guestfs/src/fs/utf16.rs"]),
+    ("guest_fat", &["mountd/guestfs/src/fs/fat", "mountd/guestfs/src/fs/utf16.rs"]),
+    ("guest_iso9660", &["mountd/guestfs/src/fs/iso9660", "mountd/guestfs/src/fs/utf16.rs"]),
+    ("guest_ntfs", &["mountd/guestfs/src/fs/ntfs", "mountd/guestfs/src/fs/utf16.rs"]),
+    ("guest_xfs", &["mountd/guestfs/src/fs/xfs", "mountd/guestfs/src/fs/acl.rs"]),
+    ("guest_", &["mountd/guestfs/src/volumes"]),
+];
+/// What the targets that read guests' disks share.
+const GUEST: &[&str] = &[
+    "mountd/guestfs/Cargo.toml",
+    "mountd/guestfs/src/fields.rs",
+    "mountd/guestfs/src/fs/content.rs",
+    "mountd/guestfs/src/fs/mod.rs",
+    "mountd/guestfs/src/fuzz.rs",
+    "mountd/guestfs/src/fuzz",
+    "mountd/guestfs/src/media.rs",
+    "mountd/blockdev/src/layer/cache.rs",
+    "mountd/blockdev/src/mem.rs",
 ];
 /// Packages that do parsers' work.
 const PACKAGES: &[&str] = &[
@@ -56,6 +76,9 @@ pub(super) fn hash(house: &House, target: &str) -> Result<u64> {
         roots.extend(sources.iter().map(|path| house.path(path)));
     } else if !format.contains(&format!("\"{target}\"")) {
         roots.extend(STORE.iter().map(|path| house.path(path)));
+    }
+    if target.starts_with("guest_") {
+        roots.extend(GUEST.iter().map(|path| house.path(path)));
     }
     let mut text = Vec::new();
     for root in roots {

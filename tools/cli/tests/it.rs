@@ -30,4 +30,5 @@ mod it {
     mod search;
     mod support;
     mod together;
+    mod volume_groups;
 }

@@ -401,6 +401,14 @@ impl Filesystem for MountFs {
             return reply.error(Refusal::ReadOnly.into());
         }
         if is_guest(ino.0) {
+            if let Ok((inside, node, _)) = self.shared.guest(ino)
+                && let Some(file) = inside.open_now(node)
+            {
+                let early = Arc::clone(&file);
+                self.later(move |_| early.content.locate(READAHEAD_BYTES.into()));
+                let opened = self.shared.listing.insert(Handle::GuestFile(file));
+                return inside::reply_opened(opened.map(|handle| (handle, false)), reply);
+            }
             return self.in_guest(ino, reply, |shared, inside, node, point, reply| {
                 let open = inside.open(node, point, false);
                 let opened = open.and_then(|open| shared.listing.insert(open));

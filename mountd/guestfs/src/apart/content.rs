@@ -24,11 +24,13 @@ pub struct OpenContent {
     node: NodeId,
     size_bytes: u64,
     extents: Mutex<BTreeMap<u64, DiskExtent>>,
+    /// Held while the child is asked, so that two who need one answer ask once.
+    asking: Mutex<()>,
 }
 
 impl OpenContent {
     pub(super) fn new(fs: Arc<GuestFs>, node: NodeId, size_bytes: u64) -> Self {
-        Self { fs, node, size_bytes, extents: Mutex::default() }
+        Self { fs, node, size_bytes, extents: Mutex::default(), asking: Mutex::default() }
     }
 
     /// The length of the file in bytes.
@@ -86,6 +88,14 @@ impl OpenContent {
         Ok(Some(len))
     }
 
+    /// Learns where the start of the file is, and has it fetched: while whoever opened it gets round to reading. Blocks for
+    /// the first, and what fails is told to who reads.
+    pub fn locate(&self, len_bytes: u64) {
+        if self.size_bytes > 0 && self.extent(0).is_ok() {
+            self.prefetch(0, len_bytes);
+        }
+    }
+
     /// A hint that the range will be read soon. Returns at once.
     pub fn prefetch(&self, offset_bytes: u64, len_bytes: u64) {
         let end = offset_bytes.saturating_add(len_bytes).min(self.size_bytes);
@@ -133,6 +143,10 @@ impl OpenContent {
 
     /// The range that holds the byte at `at`, asked for if need be.
     fn extent(&self, at: u64) -> Result<DiskExtent, Error> {
+        if let Some(extent) = self.known(at) {
+            return Ok(extent);
+        }
+        let _asking = self.asking.lock();
         if let Some(extent) = self.known(at) {
             return Ok(extent);
         }

@@ -134,8 +134,6 @@ pub struct Volume {
     pub uuid: Option<String>,
     /// Its size in bytes.
     pub size_bytes: u64,
-    /// What is taken in its file system, where that can be told.
-    pub used_bytes: Option<u64>,
     /// If it is a partition: what the table says of it.
     pub partition: Option<PartitionInfo>,
     /// What a user should know. Whole sentences.

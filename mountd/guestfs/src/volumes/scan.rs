@@ -145,7 +145,6 @@ impl Scan {
             label: String::new(),
             uuid: None,
             size_bytes: new.mapped.as_ref().map_or(new.size, Mapped::size_bytes),
-            used_bytes: None,
             partition: new.partition,
             notes: new.notes,
             error,

@@ -20,11 +20,11 @@ fn fill(root: &Path) {
     fs::write(root.join("deep/er/file"), vec![7; 20_000]).expect("a file");
     fs::create_dir(root.join("many")).expect("a directory");
     for i in 0..120 {
-        fs::write(root.join(format!("many/a name long enough for several blocks {i}")), b"x")
+        fs::write(root.join(format!("many/a-name-long-enough-for-several-blocks-{i}")), b"x")
             .expect("a file");
     }
-    symlink("t".repeat(50), root.join("short link")).expect("a link");
-    symlink(["t"; 200].join("/"), root.join("long link")).expect("a link");
+    symlink("t".repeat(50), root.join("short-link")).expect("a link");
+    symlink(["t"; 200].join("/"), root.join("long-link")).expect("a link");
     let holes = fs::File::create(root.join("holes")).expect("a file");
     for i in 0..60 {
         holes.write_all_at(&[i; 600], u64::from(i) * 9000).expect("a block");
@@ -85,17 +85,20 @@ fn xfs_with_bits_turned_over() {
     if crate::xfs::no_oracle(test) {
         return;
     }
-    for args in [&["-m", "crc=0", "-b", "size=1024"][..], &["-b", "size=1024"]] {
-        let image = small_xfs(args);
-        let mounted = std::panic::catch_unwind(|| image.mount("xfs", "noatime"));
-        let Ok(mounted) = mounted else {
-            eprintln!("SKIPPED {test}: this kernel mounts no XFS with {args:?}");
-            continue;
-        };
-        fill(mounted.path());
-        drop(mounted);
-        damaged(FsKind::Xfs, &image, Random(seed()));
-    }
+    let image = small_xfs(&["-b", "size=1024"]);
+    made(FsKind::Xfs, &image);
+    damaged(FsKind::Xfs, &image, Random(seed()));
+    // Without checksums damage gets further. Kernels have stopped to mount this version.
+    let source = tempfile::tempdir().expect("a directory");
+    fill(source.path());
+    let mut text = "nothing\n0 0\nd--755 0 0\n".to_owned();
+    crate::xfs::prototype(source.path(), &mut text);
+    text.push_str("$\n");
+    let proto = source.path().join("proto");
+    fs::write(&proto, text).expect("a file");
+    let proto = proto.to_str().expect("plain");
+    let image = small_xfs(&["-m", "crc=0", "-b", "size=1024", "-p", proto]);
+    damaged(FsKind::Xfs, &image, Random(seed()));
 }
 
 /// What a file system shows, by path; errors as such.
@@ -118,8 +121,12 @@ fn shown(fs: &dyn FileSystem) -> BTreeMap<Vec<u8>, Result<String, ()>> {
                         }
                     }
                 }
-                guest::NodeKind::Symlink => text += &format!("{:?}", fs.read_link(node)?),
-                // Content has no checksums; where it lies has.
+                // Content has no checksums, and with ext4 that is what long targets are; where it lies has.
+                guest::NodeKind::Symlink
+                    if stat.size_bytes < 60 || fs.info().kind == FsKind::Xfs =>
+                {
+                    text += &format!("{:?}", fs.read_link(node)?);
+                }
                 guest::NodeKind::File => {
                     text += &format!("{:?}", fs.extents(node, 0, u64::MAX, 1000)?);
                 }

@@ -179,6 +179,16 @@ impl Inside {
         Ok(Handle::GuestFile(Arc::new(GuestFile { content, readahead })))
     }
 
+    /// Opens a file whose metadata is at hand. Does not block; `None` where it would have to.
+    pub(in super::super) fn open_now(&self, node: GuestNode) -> Option<Arc<GuestFile>> {
+        let tree = self.tree_now(node.slot)?;
+        let fs = tree.files().fs_now(node.volume as usize)?;
+        fs.known_stat(node.id).filter(|stat| stat.kind == NodeKind::File)?;
+        let content = fs.open_content(node.id).ok()?;
+        let readahead = Mutex::new(Readahead::new(content.size_bytes()));
+        Some(Arc::new(GuestFile { content, readahead }))
+    }
+
     pub(in super::super) fn reply_xattr(
         &self,
         node: GuestNode,

@@ -1,6 +1,7 @@
 //! The volumes on a machine's disks, for people and programs.
 
-use backstay_guestfs::volumes::VolumeTree;
+use backstay_guestfs::fs::FileSystem as _;
+use backstay_guestfs::volumes::{Content, VolumeTree};
 use serde::Serialize;
 
 use crate::browse::Browsed;
@@ -46,6 +47,19 @@ pub(super) fn list(ctx: &Ctx, browsed: &Browsed) -> Result<Exit, CliError> {
     let tree = browsed.files.volumes().map_err(failed)?;
     let systems = browsed.files.systems().map_err(failed)?;
     let mut volumes: Vec<View> = (0..tree.volumes.len()).map(|i| view(&tree, i)).collect();
+    for (index, volume) in volumes.iter_mut().enumerate() {
+        if !matches!(tree.volumes[index].content, Content::FileSystem(_)) || volume.error.is_some()
+        {
+            continue;
+        }
+        match browsed.files.fs(index) {
+            Ok(fs) => {
+                volume.used_bytes = fs.info().used_bytes;
+                volume.notes.extend(fs.info().notes.iter().cloned());
+            }
+            Err(error) => volume.error = Some(error.to_string()),
+        }
+    }
     let mut found = Vec::new();
     for system in systems {
         for mount in system.mounts() {
@@ -87,7 +101,7 @@ fn view(tree: &VolumeTree, index: usize) -> View {
         label: volume.label.clone(),
         uuid: volume.uuid.clone(),
         size_bytes: volume.size_bytes,
-        used_bytes: volume.used_bytes,
+        used_bytes: None,
         notes: volume.notes.clone(),
         error: volume.error.clone(),
         mounted_at: Vec::new(),

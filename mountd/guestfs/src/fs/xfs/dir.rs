@@ -48,7 +48,9 @@ impl Entry<'_> {
     }
 
     fn listed(&self, next: u64, what: &str) -> Result<DirEntry, Error> {
-        if self.name.is_empty() || self.name.iter().any(|b| matches!(b, 0 | b'/')) {
+        // Where these two have entries at all, they were passed over before.
+        if self.name.is_empty() || self.is_dots() || self.name.iter().any(|b| matches!(b, 0 | b'/'))
+        {
             return Err(Error::damaged(format!("{what} has a name that no file can have")));
         }
         Ok(DirEntry {
